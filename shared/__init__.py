@@ -1,0 +1,1 @@
+"""What both stages and the estimator agree on: sizes, media, the cache format, the encoders."""

@@ -1,0 +1,1 @@
+"""The cache format: provenance, index, shards and codecs. See docs/cache_format.md."""

@@ -1,0 +1,1 @@
+"""The frozen encoders: T5 for captions, a VAE for frames."""

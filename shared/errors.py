@@ -1,0 +1,28 @@
+"""The one exception type that reaches a user as a single line.
+
+Entry points catch :class:`InputError` and print its text; every other exception is a defect of ours and keeps its
+traceback.
+"""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Raised for what a user gave or left out. The text says what was found, what was expected and what to do."""
+
+
+def run_entry_point(main: Callable[[], int], *, debug: bool) -> int:
+    """Returns the exit code of ``main``; an :class:`InputError` becomes one line on stderr and exit code 2.
+
+    Args:
+        main: The program's body.
+        debug: Re-raise instead, so that the traceback is seen.
+    """
+    try:
+        return main()
+    except InputError as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

@@ -1,0 +1,1 @@
+"""Manifests, probing and decoding of video."""

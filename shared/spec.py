@@ -1,0 +1,94 @@
+"""Sizes: buckets, latent shapes, text shapes and the bytes that they take. Pure, and free of torch.
+
+Letters: C latent channels, T latent frames, H and W latent rows and columns, L caption tokens, D text channels.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from shared.errors import InputError
+
+_BUCKET = re.compile(r"^(\d+)x(\d+)x(\d+)$")
+
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one stored number, by codec."""
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Bucket:
+    """The size to which clips are brought before encoding."""
+
+    num_frames: int
+    height: int
+    """In pixels."""
+    width: int
+    """In pixels."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.height, self.width) < 1:
+            raise InputError(f"bucket {self}: expected at least one frame, one row and one column")
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Bucket":
+        """Returns the bucket written as ``FRAMESxHEIGHTxWIDTH``, e.g. ``16x256x256``.
+
+        Raises:
+            InputError: if the text has another form.
+        """
+        match = _BUCKET.match(text)
+        if match is None:
+            raise InputError(f"bucket {text!r}: expected FRAMESxHEIGHTxWIDTH, e.g. 16x256x256")
+        return cls(*(int(part) for part in match.groups()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VaeGeometry:
+    """How an autoencoder maps pixels to latents."""
+
+    latent_channels: int
+    spatial_stride: int
+    temporal_stride: int = 1
+    """1 for image autoencoders, which encode every frame by itself."""
+
+
+def latent_shape(bucket: Bucket, vae: VaeGeometry) -> tuple[int, int, int, int]:
+    """Returns the shape (C, T, H, W) of one sample's latent.
+
+    Raises:
+        InputError: if the bucket's height or width is not a multiple of the spatial stride, or its frames do not suit
+            the temporal stride (``s * k`` or ``s * k + 1`` frames).
+    """
+    for name, pixels in (("height", bucket.height), ("width", bucket.width)):
+        if pixels % vae.spatial_stride:
+            low = pixels // vae.spatial_stride * vae.spatial_stride
+            choices = " or ".join(str(n) for n in (low, low + vae.spatial_stride) if n)
+            raise InputError(
+                f"bucket {bucket}: {name}={pixels} is not divisible by the VAE's spatial stride of "
+                f"{vae.spatial_stride}: use {choices}"
+            )
+    frames, stride = bucket.num_frames, vae.temporal_stride
+    if frames % stride not in (0, 1 % stride):
+        low = frames // stride * stride
+        raise InputError(
+            f"bucket {bucket}: {frames} frames do not suit the VAE's temporal stride of {stride}: use {low} or {low + 1}"
+        )
+    return (
+        vae.latent_channels,
+        math.ceil(frames / stride),
+        bucket.height // vae.spatial_stride,
+        bucket.width // vae.spatial_stride,
+    )
+
+
+def latent_bytes(shape: tuple[int, int, int, int], codec: str) -> int:
+    """Returns the bytes of one latent of shape (C, T, H, W) under a codec without entropy coding."""
+    return math.prod(shape) * BYTES_PER_VALUE[codec]
+
+
+def text_bytes(num_tokens: int, text_channels: int, codec: str) -> int:
+    """Returns the bytes of the embeddings (L, D) of ``num_tokens`` tokens under a codec without entropy coding."""
+    return num_tokens * text_channels * BYTES_PER_VALUE[codec]
