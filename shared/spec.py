@@ -74,7 +74,8 @@ def latent_shape(bucket: Bucket, vae: VaeGeometry) -> tuple[int, int, int, int]:
     if frames % stride not in (0, 1 % stride):
         low = frames // stride * stride
         raise InputError(
-            f"bucket {bucket}: {frames} frames do not suit the VAE's temporal stride of {stride}: use {low} or {low + 1}"
+            f"bucket {bucket}: {frames} frames do not suit the VAE's temporal stride of {stride}: "
+            f"use {low} or {low + 1}"
         )
     return (
         vae.latent_channels,
