@@ -1,8 +1,8 @@
 """How a tensor becomes bytes, and back.
 
 A payload is the tensor's values in row-major order and little-endian; its shape and its codec's name stand beside it,
-in the index and in the sample's JSON. ``float32`` is exact, ``bfloat16`` keeps 8 significant bits, ``float16`` keeps 11 in
-the range of +-65504. The bytes of a payload are known before it is made: ``shared.spec.BYTES_PER_VALUE``.
+in the index and in the sample's JSON. ``float32`` is exact, ``bfloat16`` keeps 8 significant bits, ``float16`` keeps
+11 in the range of +-65504. The bytes of a payload are known before it is made: ``shared.spec.BYTES_PER_VALUE``.
 """
 
 import math

@@ -53,7 +53,7 @@ class TextEncoder:
             ) from None
         encoder.eval().requires_grad_(False)
         loaded = cls(encoder, tokenizer, name=model, max_tokens=max_tokens, cleaning=cleaning)
-        encoder.to(device)
+        torch.nn.Module.to(encoder, device)
         return loaded
 
     @property

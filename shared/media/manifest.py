@@ -1,0 +1,136 @@
+"""Manifests: which clips there are and what is said of them. CSV and Parquet in Open-Sora's columns.
+
+``path`` and ``text`` are required. What a manifest says of a clip's size and length is not believed (manifests lie):
+those columns are known, read over, and probing finds the truth. Rows of one path are one clip with several captions.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.errors import InputError
+
+REQUIRED_COLUMNS = ("path", "text")
+PROBED_COLUMNS = ("num_frames", "height", "width", "aspect_ratio", "resolution", "fps")
+"""Open-Sora's further columns: known, and found out anew by probing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """A clip of the manifest."""
+
+    source: str
+    """Its path as the manifest gives it."""
+    path: Path
+    """Where it lies: relative sources are taken from the manifest's folder."""
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefusedRow:
+    """A row that names no clip or says nothing of it."""
+
+    source: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a manifest holds, in its order."""
+
+    num_rows: int
+    clips: tuple[Clip, ...]
+    refused: tuple[RefusedRow, ...]
+
+
+def read_manifest(path: Path, *, columns: dict[str, str] | None = None, ignore: Sequence[str] = ()) -> Manifest:
+    """Reads a CSV or Parquet manifest.
+
+    Args:
+        path: The file, ``.csv`` or ``.parquet``.
+        columns: What the manifest calls our columns: its name -> ``path`` or ``text``.
+        ignore: Further columns of the manifest to leave out.
+
+    Raises:
+        InputError: if the file is missing, not readable, or has other columns than it should.
+    """
+    if not path.is_file():
+        raise InputError(f"manifest {path}: no such file: expected a .csv or .parquet with columns path and text")
+    mapping = {ours: theirs for theirs, ours in (columns or {}).items()}
+    if set(mapping) - set(REQUIRED_COLUMNS):
+        raise InputError(f"columns {columns}: expected NAME=path or NAME=text")
+    names, rows = _read_rows(path)
+    for column in (*mapping.values(), *ignore):
+        if column not in names:
+            raise InputError(f"manifest {path}: no column {column!r}: found {', '.join(names)}")
+    wanted = [mapping.get(column, column) for column in REQUIRED_COLUMNS]
+    for ours, theirs in zip(REQUIRED_COLUMNS, wanted, strict=True):
+        if theirs not in names:
+            raise InputError(
+                f"manifest {path}: no column {ours!r}: found {', '.join(names)}: name it by --columns NAME={ours}"
+            )
+    unknown = [name for name in names if name not in {*wanted, *PROBED_COLUMNS, *ignore}]
+    if unknown:
+        raise InputError(
+            f"manifest {path}: unknown column {unknown[0]!r}: expected {', '.join(REQUIRED_COLUMNS + PROBED_COLUMNS)}: "
+            f"leave it out by --ignore-columns {' '.join(unknown)}"
+        )
+    return _merge(path, [(row[names.index(wanted[0])], row[names.index(wanted[1])]) for row in rows])
+
+
+def _merge(manifest: Path, rows: list[tuple[str | None, str | None]]) -> Manifest:
+    captions: dict[str, dict[str, None]] = {}
+    refused = []
+    for number, (source, text) in enumerate(rows, start=1):
+        if not source or not source.strip():
+            refused.append(RefusedRow(source=f"row {number}", reason="no_path", detail="the row names no clip"))
+        elif not text or not text.strip():
+            refused.append(RefusedRow(source=source, reason="no_caption", detail=f"row {number} has no text"))
+        elif "\x00" in source:
+            refused.append(
+                RefusedRow(source=repr(source), reason="bad_path", detail=f"row {number}: the path has a NUL byte")
+            )
+        else:
+            captions.setdefault(source, {})[text] = None
+    clips = tuple(
+        Clip(source=source, path=manifest.parent / source, captions=tuple(texts)) for source, texts in captions.items()
+    )
+    return Manifest(num_rows=len(rows), clips=clips, refused=tuple(refused))
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[Sequence[str | None]]]:
+    if path.suffix == ".csv":
+        return _read_csv(path)
+    if path.suffix == ".parquet":
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"manifest {path}: not readable as Parquet: {error}") from None
+        columns = [[None if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
+        return table.column_names, list(zip(*columns, strict=True))
+    raise InputError(f"manifest {path}: ending {path.suffix!r}: expected .csv or .parquet")
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[Sequence[str | None]]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            names = next(reader, [])
+            rows: list[Sequence[str | None]] = list(_checked(path, reader, len(names)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"manifest {path}: not readable as UTF-8 CSV: {error}") from None
+    return names, rows
+
+
+def _checked(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:
+    for number, row in enumerate(reader, start=1):
+        if not row:
+            continue
+        if len(row) != width:
+            raise InputError(f"manifest {path}: row {number} has {len(row)} fields: expected {width}: quote its commas")
+        yield row
