@@ -6,13 +6,18 @@ Letters: C latent channels, T latent frames, H and W latent rows and columns, L 
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from shared.errors import InputError
 
 _BUCKET = re.compile(r"^(\d+)x(\d+)x(\d+)$")
 
-BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+Codec = Literal["float32", "bfloat16", "float16"]
+"""How numbers are stored, see ``shared.cache.codecs``."""
+
+BYTES_PER_VALUE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one stored number, by codec."""
+assert set(BYTES_PER_VALUE) == set(get_args(Codec))
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -7,16 +7,14 @@ in the index and in the sample's JSON. ``float32`` is exact, ``bfloat16`` keeps 
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 
 from shared.errors import InputError
-
-Codec = Literal["float32", "bfloat16", "float16"]
+from shared.spec import BYTES_PER_VALUE
 
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-assert set(_DTYPES) == set(get_args(Codec))
+assert _DTYPES.keys() == BYTES_PER_VALUE.keys()
 
 
 def _dtype(codec: str) -> torch.dtype:

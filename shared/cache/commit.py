@@ -6,8 +6,7 @@ that nobody reads; of two writers of one shard the second's work is dropped.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,8 +16,9 @@ import pyarrow.parquet as pq
 import torch
 
 from shared.cache import codecs, layout
+from shared.cache.dataset import CommittedShard
 from shared.cache.identity import text_id
-from shared.cache.schema import INDEX, LEDGER
+from shared.cache.schema import INDEX, parquet_bytes
 from shared.cache.tar import TarShardWriter
 from shared.spec import Bucket
 from shared.storage import durable_file, publish, temporary_path, write_if_absent
@@ -40,31 +40,6 @@ class Sample:
     cleaned_captions: tuple[str, ...]
     latent: torch.Tensor  # (C, T, H, W)
     texts: tuple[torch.Tensor, ...]  # one (L, D) a caption
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
-    """Why a clip, or a row of the manifest, is not in the cache."""
-
-    source: str
-    source_version: str | None = None
-    bucket: str | None = None
-    sample: str | None = None
-    reason: str
-    """A short name to group by, e.g. ``not_a_video``."""
-    detail: str
-    """What was found, what was expected."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CommittedShard:
-    """What a commit left behind."""
-
-    shard: str
-    num_samples: int
-    num_bytes: int
-    created: bool
-    """False where another writer had committed the same shard before."""
 
 
 class ShardWriter:
@@ -179,23 +154,10 @@ class ShardWriter:
             "environment": json.dumps(self._environment, sort_keys=True),
         }
         fragment = self._root / layout.INDEX_FOLDER / f"{self._shard_id}.parquet"
-        created = write_if_absent(fragment, _parquet_bytes(pa.Table.from_pylist(self._rows, schema=INDEX), record))
+        created = write_if_absent(fragment, parquet_bytes(pa.Table.from_pylist(self._rows, schema=INDEX), record))
         if not created and _shard_of(fragment) != name:
             (self._root / name).unlink()
         return CommittedShard(shard=name, num_samples=len(self._rows), num_bytes=num_bytes, created=created)
-
-
-def write_ledger(root: Path, ledger_id: str, refusals: Sequence[Refusal]) -> None:
-    """Adds refused clips to the ledger; the same refusals under the same identity are written once."""
-    if refusals:
-        table = pa.Table.from_pylist([asdict(refusal) for refusal in refusals], schema=LEDGER)
-        write_if_absent(root / layout.LEDGER_FOLDER / f"{ledger_id}.parquet", _parquet_bytes(table, {}))
-
-
-def _parquet_bytes(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata or None), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
 
 
 def _shard_of(fragment: Path) -> str:

@@ -5,6 +5,7 @@ What has no index fragment does not exist: readers start from the fragments and 
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ Provenance = dict[str, dict[str, Any]]
 _FORMAT_NAME = "latentmill-cache"
 _INFORMATIVE = {"model"}
 """Provenance that may differ: where the weights were found matters less than their hash, which is compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommittedShard:
+    """What a commit left behind."""
+
+    shard: str
+    num_samples: int
+    num_bytes: int
+    created: bool
+    """False where another writer had committed the same shard before."""
 
 
 class Cache:

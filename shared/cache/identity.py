@@ -32,3 +32,8 @@ def text_id(cleaned_caption: str) -> str:
 def shard_id(sample_ids: Iterable[str]) -> str:
     """Returns the identity (32 hex digits) of a shard that is planned to hold these samples, in this order."""
     return _digest(["shard", 1, *sample_ids])
+
+
+def ledger_id(rows: list[dict]) -> str:
+    """Returns the identity (32 hex digits) of rows of the ledger: of their content."""
+    return _digest(["ledger", 1, rows])

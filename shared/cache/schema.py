@@ -4,6 +4,7 @@ A stream is one struct column of the index, named after the stream.
 """
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
 
@@ -64,3 +65,10 @@ LEDGER = pa.schema(
     ]
 )
 """One row a refused clip or manifest row. ``bucket`` and ``sample`` are null where no bucket was reached."""
+
+
+def parquet_bytes(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    """Returns a Parquet file of one table, with ``metadata`` beside its schema."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata or None), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()

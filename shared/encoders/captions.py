@@ -1,8 +1,8 @@
 """Caption cleaning, as the captions of DeepFloyd IF, PixArt and Open-Sora were cleaned before T5.
 
 The rules follow ``clean_caption`` of DeepFloyd IF (``deepfloyd_if/modules/t5.py``): text that T5 saw cleaned in
-training of those models must be cleaned likewise, or published weights see captions that they do not know. Applied twice, as
-there: one round can uncover what the next removes.
+training of those models must be cleaned likewise, or published weights see captions that they do not know. Applied
+twice, as there: one round can uncover what the next removes.
 """
 
 import html

@@ -7,7 +7,8 @@ import transformers
 from transformers import AutoTokenizer, T5EncoderModel
 
 from shared.encoders.captions import Cleaning, clean_caption
-from shared.encoders.weights import locate, weights_sha256
+from shared.encoders.fingerprint import weights_sha256
+from shared.encoders.location import locate
 from shared.errors import InputError
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from shared.encoders.weights import locate, weights_sha256
+from shared.encoders.fingerprint import weights_sha256
+from shared.encoders.location import locate
 from shared.errors import InputError
 from shared.spec import VaeGeometry
 

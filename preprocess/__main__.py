@@ -1,0 +1,24 @@
+"""``python -m preprocess``: parse, run, exit code."""
+
+import sys
+
+import tyro
+
+from preprocess.config import PreprocessConfig
+from shared.errors import run_entry_point
+
+
+def main() -> int:
+    """Returns 0, or 1 if there were clips and none of them is in the cache."""
+    from preprocess.job import run_job  # loads Ray; not needed for --help and for a mistyped option
+
+    report = run_job(tyro.cli(PreprocessConfig, prog="python -m preprocess", config=(tyro.conf.AvoidSubcommands,)))
+    print(report.table())
+    if report.num_encoded + report.num_committed_before == 0:
+        print("error: no sample is in the cache: every clip was refused, see the reasons above", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry_point(main, debug="--debug" in sys.argv))

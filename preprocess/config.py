@@ -1,0 +1,109 @@
+"""The options of stage 1."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from shared.encoders.captions import Cleaning
+from shared.encoders.location import DEMO_PREFIX
+from shared.errors import InputError
+from shared.media.manifest import REQUIRED_COLUMNS
+from shared.spec import Bucket, Codec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessConfig:
+    """Encode the clips of a manifest into a cache of T5 embeddings and VAE latents, on Ray.
+
+    Joins the Ray cluster that it finds (``--address``, the variable RAY_ADDRESS, or one on this machine) or starts one.
+    Run again, it encodes only what is missing.
+    """
+
+    manifest: Path
+    """A .csv or .parquet with the columns path and text; relative paths start at its folder. Rows of one path are one
+    clip with several captions."""
+    output: Path
+    """The cache's folder, on a file system that every node sees. Made if it does not exist."""
+    buckets: tuple[str, ...]
+    """Sizes to encode, each FRAMESxHEIGHTxWIDTH, e.g. 16x256x256."""
+
+    preset: Literal["demo"] | None = None
+    """demo: tiny models that come with this package, for trying things out. Never for a real data set."""
+    vae: str | None = None
+    """AutoencoderKL: a hub id such as stabilityai/sd-vae-ft-ema, or a folder. Required without a preset."""
+    text_encoder: str | None = None
+    """T5: a hub id such as DeepFloyd/t5-v1_1-xxl, or a folder. Required without a preset."""
+
+    columns: tuple[str, ...] = ()
+    """The manifest's names for our columns, each THEIRS=OURS, e.g. video=path caption=text."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns of the manifest to leave out."""
+    buckets_per_clip: Literal["best", "all"] = "best"
+    """best: each clip goes into one bucket that it fills: the nearest aspect ratio, then the most pixels. all: into
+    every bucket that it fills."""
+    frame_interval: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Take every N-th source frame. The frames come from the middle of the clip."""
+
+    max_tokens: int = 120
+    """Longer captions are cut to this many T5 tokens."""
+    cleaning: Cleaning = "deepfloyd"
+    """How captions are cleaned before T5: deepfloyd as for the published models, or none."""
+    codec: Codec = "bfloat16"
+    """How latents and embeddings are stored."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the encoders compute in. auto: bfloat16 on GPUs, float32 on CPUs."""
+    vae_micro_batch: int = 16
+    """Frames a forward pass of the VAE."""
+
+    shard_samples: int = 64
+    """Samples a shard, at most; what a killed worker loses."""
+    workers: int | None = None
+    """Encoding workers. Without it: one a GPU of the cluster, or one if there is none."""
+    decode_ahead: int = 8
+    """Decoded clips that wait for each worker, at most."""
+    address: str | None = None
+    """Ray cluster to join."""
+    debug: bool = False
+    """Show tracebacks of user errors."""
+
+    def __post_init__(self) -> None:
+        for name in ("frame_interval", "max_tokens", "vae_micro_batch", "shard_samples", "decode_ahead"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"--workers {self.workers}: expected at least 1")
+        if not self.buckets:
+            raise InputError("--buckets: found none: expected e.g. 16x256x256")
+        self.parsed_buckets()
+        self.column_mapping()
+        for name in ("vae", "text_encoder"):
+            self._check_model(name)
+
+    def _check_model(self, name: str) -> None:
+        option, value = f"--{name.replace('_', '-')}", getattr(self, name)
+        if self.preset is None and value is None:
+            raise InputError(f"{option} is missing: expected a hub id or a folder (--preset demo brings tiny models)")
+        if self.preset is None and value.startswith(DEMO_PREFIX):
+            raise InputError(f"{option} {value}: the tiny models are used through --preset demo only")
+        if self.preset is not None and value is not None and not value.startswith(DEMO_PREFIX):
+            raise InputError(f"{option} {value}: --preset {self.preset} brings its own: drop one of the two")
+
+    def parsed_buckets(self) -> tuple[Bucket, ...]:
+        """Returns the buckets, each once, in the order given."""
+        return tuple(dict.fromkeys(Bucket.parse(text) for text in self.buckets))
+
+    def column_mapping(self) -> dict[str, str]:
+        """Returns what the manifest calls our columns: its name -> ours."""
+        pairs = [text.partition("=") for text in self.columns]
+        for theirs, _, ours in pairs:
+            if not theirs or ours not in REQUIRED_COLUMNS:
+                raise InputError(f"--columns {theirs}={ours}: expected THEIRS=OURS with OURS one of path, text")
+        return {theirs: ours for theirs, _, ours in pairs}
+
+    def resolved(self) -> "PreprocessConfig":
+        """Returns the same configuration with the preset's models in place."""
+        if self.preset is None:
+            return self
+        return replace(self, vae=f"{DEMO_PREFIX}vae", text_encoder=f"{DEMO_PREFIX}t5")

@@ -1,0 +1,276 @@
+"""The job on Ray: probing and decoding as tasks, encoding in actors. The only file that knows Ray.
+
+An actor takes a whole shard, keeps a few decoded clips ahead of the encoders, and commits the shard itself; so a shard
+is the unit of retry, and what crashes a decoder costs one clip. Actors hold no CPU of Ray's count: those feed the
+decoders.
+"""
+
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from tqdm import tqdm
+
+from preprocess.config import PreprocessConfig
+from preprocess.decode import decode_sample, probe_clip, refuse
+from preprocess.plan import Plan, ShardTask, make_plan
+from preprocess.report import JobReport
+from shared.cache.dataset import Cache, CommittedShard, Provenance, check_is_cache_or_empty
+from shared.cache.ledger import Refusal, write_ledger
+from shared.errors import InputError
+from shared.media.manifest import Clip, Manifest, read_manifest
+from shared.media.probe import Probe
+from shared.storage import temporary_path
+
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the entry point of a submitted job, and nowhere else."""
+_PROBE_BATCH = 16
+_MAX_ATTEMPTS = 3
+"""How often a shard is tried whose worker died."""
+_CRASHES = (WorkerCrashedError, OutOfMemoryError)
+
+_probe = ray.remote(num_cpus=1, max_retries=1)(lambda clips: [probe_clip(source, path) for source, path in clips])
+_decode = ray.remote(num_cpus=1, max_retries=1)(decode_sample)
+
+
+class _EncodeActor:
+    """T5 and the VAE on one GPU, or on a CPU where the cluster has no GPU."""
+
+    def load(self, config: PreprocessConfig) -> Provenance:
+        """Loads the encoders and returns the provenance of both streams."""
+        from preprocess.encode import Encoders  # torch is loaded here, not in the driver and the decoders
+
+        self._decode_ahead = config.decode_ahead
+        self._encoders = Encoders(config)
+        return self._encoders.provenance()
+
+    def check_output(self, witness: Path) -> None:
+        """Raises :class:`InputError` if this node does not see the file that the driver wrote into the cache."""
+        if not witness.is_file():
+            raise InputError(
+                f"--output {witness.parent}: node {ray.util.get_node_ip_address()} does not see what the driver wrote "
+                "there: expected a file system that every node shares"
+            )
+
+    def encode_shard(self, root: Path, task: ShardTask) -> Iterator[Refusal | CommittedShard | None]:
+        """Encodes and commits one shard; yields as ``Encoders.encode_shard``."""
+        yield from self._encoders.encode_shard(root, task, self._decoded(task))
+
+    def _decoded(self, task: ShardTask) -> Iterator[np.ndarray | Refusal]:
+        """Yields the frames of each sample, in order, with a few being decoded ahead."""
+        waiting: deque[Any] = deque()
+        upcoming = iter(task.samples)
+        for sample in task.samples:
+            while len(waiting) < self._decode_ahead and (following := next(upcoming, None)) is not None:
+                waiting.append(_decode.remote(following, task.bucket))
+            try:
+                yield ray.get(waiting.popleft())
+            except _CRASHES as error:
+                yield refuse(sample, task.bucket, "decoder_crashed", f"its decoder died: {type(error).__name__}")
+
+
+_encode_actor = ray.remote(num_cpus=0, max_restarts=0)(_EncodeActor)
+
+
+def run_job(config: PreprocessConfig) -> JobReport:
+    """Runs stage 1 and returns its figures.
+
+    Raises:
+        InputError: for what the user gave: manifest, models, buckets, output.
+    """
+    config = _placed(config.resolved())
+    manifest = read_manifest(config.manifest, columns=config.column_mapping(), ignore=config.ignore_columns)
+    check_is_cache_or_empty(config.output)
+    try:
+        ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers ({error}): start one or leave out --address") from None
+    try:
+        return _run(config, manifest)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _placed(config: PreprocessConfig) -> PreprocessConfig:
+    """Returns the configuration with paths that mean the same in every worker.
+
+    Inside a submitted job each worker's current folder is its own copy of the job's working directory: what is read may
+    be given relative to it, what is written there would be lost.
+    """
+    if _JOB_VARIABLE in os.environ:
+        if not config.output.is_absolute():
+            raise InputError(
+                f"--output {config.output}: inside a Ray job the current folder is a temporary copy: "
+                "expected an absolute path on a file system that every node shares"
+            )
+        return config
+    return replace(config, manifest=config.manifest.absolute(), output=config.output.absolute())
+
+
+def _run(config: PreprocessConfig, manifest: Manifest) -> JobReport:
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    num_workers = config.workers or max(num_gpus, 1)
+    if num_gpus and num_workers > num_gpus:
+        raise InputError(f"--workers {num_workers}: found {num_gpus} GPUs in the cluster: expected at most that many")
+    pool = _Pool(config, num_workers, num_gpus)
+    probed, refusals = _probe_all(manifest.clips)
+    cache = pool.open_cache()
+    plan = make_plan(
+        probed,
+        buckets=config.parsed_buckets(),
+        buckets_per_clip=config.buckets_per_clip,
+        frame_interval=config.frame_interval,
+        shard_samples=config.shard_samples,
+        committed=cache.committed_samples(),
+        refused=set(cache.read_ledger()["sample"].drop_null().to_pylist()),
+    )
+    rows = [Refusal(source=row.source, reason=row.reason, detail=row.detail) for row in manifest.refused]
+    refusals = [*rows, *refusals, *plan.refusals]
+    write_ledger(cache.root, refusals)
+    started = time.monotonic()
+    committed, refused_now = pool.encode(plan)
+    reasons = Counter(refusal.reason for refusal in [*refusals, *refused_now])
+    if plan.num_refused_before:
+        reasons["refused by an earlier run"] = plan.num_refused_before
+    return JobReport(
+        num_rows=manifest.num_rows,
+        num_clips=len(manifest.clips),
+        num_encoded=sum(shard.num_samples for shard in committed),
+        num_committed_before=plan.num_committed,
+        refused=reasons,
+        num_bytes=sum(shard.num_bytes for shard in committed),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _progress(total: int, unit: str) -> tqdm:
+    """Returns a progress bar; where nobody watches a terminal, a line every ten seconds."""
+    watched = sys.stderr.isatty()
+    return tqdm(total=total, unit=unit, dynamic_ncols=watched, mininterval=0.1 if watched else 10, desc=unit)
+
+
+def _probe_all(clips: Sequence[Clip]) -> tuple[list[tuple[Clip, Probe]], list[Refusal]]:
+    """Returns the probed clips, in order, and the refusals of the others. A crash costs one clip."""
+    facts: dict[int, Probe | Refusal] = {}
+    queue = deque(range(start, min(start + _PROBE_BATCH, len(clips))) for start in range(0, len(clips), _PROBE_BATCH))
+    running: dict[Any, range] = {}
+    max_running = 4 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    with _progress(len(clips), "clips probed") as bar:
+        while queue or running:
+            while queue and len(running) < max_running:
+                batch = queue.popleft()
+                running[_probe.remote([(clips[i].source, clips[i].path) for i in batch])] = batch
+            ready, _ = ray.wait(list(running))
+            batch = running.pop(ready[0])
+            try:
+                facts.update(zip(batch, ray.get(ready[0]), strict=True))
+                bar.update(len(batch))
+            except _CRASHES as error:
+                if len(batch) > 1:
+                    queue.extend(range(i, i + 1) for i in batch)
+                    continue
+                source = clips[batch[0]].source
+                facts[batch[0]] = Refusal(source=source, reason="decoder_crashed", detail=type(error).__name__)
+    outcomes = [(clip, facts[i]) for i, clip in enumerate(clips)]
+    return (
+        [(clip, outcome) for clip, outcome in outcomes if isinstance(outcome, Probe)],
+        [outcome for _, outcome in outcomes if isinstance(outcome, Refusal)],
+    )
+
+
+class _Pool:
+    """The encoding actors, as the driver sees them."""
+
+    def __init__(self, config: PreprocessConfig, num_workers: int, num_gpus: int) -> None:
+        self._config = config
+        self._num_gpus = 1 if num_gpus else 0
+        self._started = [self._start() for _ in range(num_workers)]
+        self._root = config.output
+
+    def _start(self) -> tuple[Any, Any]:
+        """Returns a new actor and the provenance that its loading will give."""
+        actor = _encode_actor.options(num_gpus=self._num_gpus).remote()
+        return actor, actor.load.remote(self._config)
+
+    def open_cache(self) -> Cache:
+        """Returns the cache, made if there was none, after every actor has loaded the same encoders and seen it."""
+        provenances = ray.get([provenance for _, provenance in self._started])
+        cache = Cache.open_or_create(self._root, provenances[0])
+        for provenance in provenances[1:]:
+            cache.require(provenance)
+        witness = temporary_path(self._root)
+        witness.touch()
+        try:
+            ray.get([actor.check_output.remote(witness) for actor, _ in self._started])
+        finally:
+            witness.unlink()
+        return cache
+
+    def encode(self, plan: Plan) -> tuple[list[CommittedShard], list[Refusal]]:
+        """Encodes all shards of a plan. Returns what was committed and what was refused on the way.
+
+        Raises:
+            RayActorError: if a shard's worker died three times.
+        """
+        queue = deque(plan.tasks)
+        attempts: Counter[str] = Counter()
+        idle = [actor for actor, _ in self._started]
+        running: dict[Any, _Run] = {}
+        committed: list[CommittedShard] = []
+        refused: list[Refusal] = []
+        with _progress(plan.num_samples, "samples") as bar:
+            while queue or running:
+                while queue and idle:
+                    actor, task = idle.pop(), queue.popleft()
+                    events = actor.encode_shard.options(num_returns="streaming").remote(self._root, task)
+                    running[events] = _Run(actor=actor, task=task)
+                ready, _ = ray.wait(list(running))
+                run = running[ready[0]]
+                try:
+                    run.events.append(ray.get(next(ready[0])))
+                    bar.update(run.num_done - run.num_shown)
+                    run.num_shown = run.num_done
+                except StopIteration:
+                    del running[ready[0]]
+                    idle.append(run.actor)
+                    committed.extend(event for event in run.events if isinstance(event, CommittedShard))
+                    refused.extend(event for event in run.events if isinstance(event, Refusal))
+                except RayActorError:
+                    del running[ready[0]]
+                    bar.update(-run.num_shown)
+                    attempts[run.task.shard_id] += 1
+                    if attempts[run.task.shard_id] == _MAX_ATTEMPTS:
+                        raise
+                    queue.append(run.task)
+                    actor, provenance = self._start()
+                    ray.get(provenance)
+                    idle.append(actor)
+        return committed, refused
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """A shard that an actor is encoding."""
+
+    actor: Any
+    task: ShardTask
+    events: list[Refusal | CommittedShard | None] = field(default_factory=list)
+    num_shown: int = 0
+    """Samples that the progress bar counts."""
+
+    @property
+    def num_done(self) -> int:
+        """Samples that are encoded or refused."""
+        return sum(not isinstance(event, CommittedShard) for event in self.events)

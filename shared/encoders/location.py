@@ -1,0 +1,26 @@
+"""Finding a model's files."""
+
+from pathlib import Path
+
+from shared.errors import InputError
+
+DEMO_PREFIX = "demo:"
+_DEMO_FOLDER = Path(__file__).parent / "demo"
+
+
+def locate(model: str) -> str:
+    """Returns what transformers and diffusers load: a folder, or a hub id such as ``stabilityai/sd-vae-ft-ema``.
+
+    ``demo:t5`` and ``demo:vae`` are the small models inside this package.
+
+    Raises:
+        InputError: if ``model`` looks like a path and there is no such folder.
+    """
+    if model.startswith(DEMO_PREFIX):
+        return str(_DEMO_FOLDER / model.removeprefix(DEMO_PREFIX))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return str(path)
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise InputError(f"model {model!r}: no such folder: expected a folder or a hub id like 'owner/name'")
+    return model
