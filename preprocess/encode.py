@@ -46,7 +46,7 @@ class Encoders:
         for bucket in config.parsed_buckets():
             latent_shape(bucket, geometry)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._codec = config.codec
+        self._config = config
         if self.device.type == "cpu":
             torch.set_num_threads(CPU_THREADS)
         precision = config.precision
@@ -99,7 +99,8 @@ class Encoders:
             root,
             shard_id=task.shard_id,
             bucket=task.bucket,
-            codec=self._codec,
+            codec=self._config.codec,
+            clips_root=self._config.manifest.parent,
             environment=self.environment(),
         ) as writer:
             for sample, frames in zip(task.samples, clips, strict=True):

@@ -51,12 +51,22 @@ class ShardWriter:
         root: The cache's folder.
         shard_id: The shard's identity, from the samples that were planned for it.
         codec: For both streams, see ``shared.cache.codecs``.
+        clips_root: The folder from which the samples' sources are taken; recorded for verification.
         environment: Recorded beside the shard: device, versions, micro-batch; what its bytes depend on.
     """
 
-    def __init__(self, root: Path, *, shard_id: str, bucket: Bucket, codec: str, environment: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        shard_id: str,
+        bucket: Bucket,
+        codec: str,
+        clips_root: Path,
+        environment: dict[str, Any],
+    ) -> None:
         self._root, self._shard_id, self._bucket, self._codec = root, shard_id, bucket, codec
-        self._environment = environment
+        self._clips_root, self._environment = clips_root, environment
         self._temporary = temporary_path(root / layout.SHARD_FOLDER / str(bucket))
         self._rows: list[dict[str, Any]] = []
 
@@ -151,6 +161,7 @@ class ShardWriter:
             "shard": name,
             "shard_bytes": str(num_bytes),
             "shard_sha256": sha256,
+            "clips_root": str(self._clips_root),
             "environment": json.dumps(self._environment, sort_keys=True),
         }
         fragment = self._root / layout.INDEX_FOLDER / f"{self._shard_id}.parquet"

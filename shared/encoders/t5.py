@@ -45,16 +45,17 @@ class TextEncoder:
             InputError: if there is no such model, or it is not a T5 encoder with its tokenizer.
         """
         source = locate(model)
+        transformers.utils.logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            encoder = T5EncoderModel.from_pretrained(source, dtype=dtype)
+            encoder = T5EncoderModel.from_pretrained(source, dtype="auto")
         except (OSError, ValueError) as error:
             raise InputError(
                 f"text encoder {model!r}: not loadable ({error}): expected a T5 with its tokenizer"
             ) from None
         encoder.eval().requires_grad_(False)
         loaded = cls(encoder, tokenizer, name=model, max_tokens=max_tokens, cleaning=cleaning)
-        torch.nn.Module.to(encoder, device)
+        torch.nn.Module.to(encoder, device, dtype)
         return loaded
 
     @property

@@ -49,12 +49,12 @@ class VideoAutoencoder:
         """
         _check_class(model)
         try:
-            loaded = AutoencoderKL.from_pretrained(locate(model), torch_dtype=dtype)
+            loaded = AutoencoderKL.from_pretrained(locate(model), low_cpu_mem_usage=False)
         except (OSError, ValueError) as error:
             raise InputError(f"VAE {model!r}: not loadable ({error}): expected an AutoencoderKL") from None
         loaded.eval().requires_grad_(False)
         vae = cls(loaded, name=model, micro_batch=micro_batch)
-        loaded.to(device)
+        torch.nn.Module.to(loaded, device, dtype)
         return vae
 
     @property
