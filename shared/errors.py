@@ -8,8 +8,11 @@ import sys
 from collections.abc import Callable
 
 
-class InputError(ValueError):
-    """Raised for what a user gave or left out. The text says what was found, what was expected and what to do."""
+class InputError(Exception):
+    """Raised for what a user gave or left out. The text says what was found, what was expected and what to do.
+
+    Not a ValueError: that would be caught by code which tries one thing after another, tyro's parser among it.
+    """
 
 
 def run_entry_point(main: Callable[[], int], *, debug: bool) -> int:
