@@ -22,27 +22,27 @@ class PreprocessConfig:
     """
 
     manifest: Path
-    """A .csv or .parquet with the columns path and text; relative paths start at its folder. Rows of one path are one
-    clip with several captions."""
+    """A .csv or .parquet with the columns path and text; relative paths start at its folder.
+    Rows of one path are one clip with several captions."""
     output: Path
     """The cache's folder, on a file system that every node sees. Made if it does not exist."""
-    buckets: tuple[str, ...]
+    buckets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TxHxW ...")]
     """Sizes to encode, each FRAMESxHEIGHTxWIDTH, e.g. 16x256x256."""
 
     preset: Literal["demo"] | None = None
     """demo: tiny models that come with this package, for trying things out. Never for a real data set."""
-    vae: str | None = None
+    vae: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """AutoencoderKL: a hub id such as stabilityai/sd-vae-ft-ema, or a folder. Required without a preset."""
-    text_encoder: str | None = None
+    text_encoder: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """T5: a hub id such as DeepFloyd/t5-v1_1-xxl, or a folder. Required without a preset."""
 
-    columns: tuple[str, ...] = ()
+    columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="THEIRS=OURS ...")] = ()
     """The manifest's names for our columns, each THEIRS=OURS, e.g. video=path caption=text."""
-    ignore_columns: tuple[str, ...] = ()
+    ignore_columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Columns of the manifest to leave out."""
     buckets_per_clip: Literal["best", "all"] = "best"
-    """best: each clip goes into one bucket that it fills: the nearest aspect ratio, then the most pixels. all: into
-    every bucket that it fills."""
+    """best: each clip goes into one bucket that it fills: the nearest aspect ratio, then the most pixels.
+    all: into every bucket that it fills."""
     frame_interval: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Take every N-th source frame. The frames come from the middle of the clip."""
 
@@ -59,11 +59,11 @@ class PreprocessConfig:
 
     shard_samples: int = 64
     """Samples a shard, at most; what a killed worker loses."""
-    workers: int | None = None
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Encoding workers. Without it: one a GPU of the cluster, or one if there is none."""
     decode_ahead: int = 8
     """Decoded clips that wait for each worker, at most."""
-    address: str | None = None
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Ray cluster to join."""
     debug: bool = False
     """Show tracebacks of user errors."""

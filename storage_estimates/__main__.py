@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -21,7 +22,7 @@ class EstimateConfig:
     models: T5 v1.1-XXL (4096 channels) and the Stable Diffusion VAE (4 channels, 8x8 pixels a latent).
     """
 
-    clips: int | None = None
+    clips: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Samples to store, e.g. 10_000_000."""
     frames: int = 16
     """Frames a sample."""
@@ -29,7 +30,7 @@ class EstimateConfig:
     """Pixels: one number for a square, or HEIGHTxWIDTH."""
     tokens: int = 120
     """T5 tokens that a caption may have at most."""
-    mean_tokens: float | None = None
+    mean_tokens: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
     """T5 tokens that captions have on average. Without it: half of --tokens."""
 
     text_channels: int = 4096
@@ -43,7 +44,7 @@ class EstimateConfig:
     shard_samples: int = 64
     """Samples a shard."""
 
-    cache: Path | None = None
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """An existing cache: its bytes on disk beside its estimate."""
     json: bool = False
     """Print JSON."""
@@ -105,7 +106,7 @@ def main() -> int:
         print(json.dumps(as_json(rows), indent=2))
         return 0
     print(
-        f"{config.clips:,} samples of {config.bucket()}, up to {config.tokens} tokens; bytes a sample, and all together\n"
+        f"{config.clips:,} samples of {config.bucket()}, captions of up to {config.tokens} tokens. Bytes of a sample:\n"
     )
     print(table(rows))
     print(
