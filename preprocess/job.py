@@ -161,11 +161,11 @@ def _progress(total: int, what: str, unit: str) -> tqdm:
     return tqdm(
         total=total,
         desc=f"{what:<8}",
-        unit=f" {unit}",
+        unit=unit,
         dynamic_ncols=watched,
         mininterval=0.1 if watched else 10,
         disable=not total,
-        bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",
+        bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}, {rate_fmt}]",
     )
 
 
@@ -175,7 +175,7 @@ def _probe_all(clips: Sequence[Clip]) -> tuple[list[tuple[Clip, Probe]], list[Re
     queue = deque(range(start, min(start + _PROBE_BATCH, len(clips))) for start in range(0, len(clips), _PROBE_BATCH))
     running: dict[Any, range] = {}
     max_running = 4 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    with _progress(len(clips), "probing", "clips") as bar:
+    with _progress(len(clips), "probing", "clip") as bar:
         while queue or running:
             while queue and len(running) < max_running:
                 batch = queue.popleft()
@@ -238,7 +238,7 @@ class _Pool:
         running: dict[Any, _Run] = {}
         committed: list[CommittedShard] = []
         refused: list[Refusal] = []
-        with _progress(plan.num_samples, "encoding", "samples") as bar:
+        with _progress(plan.num_samples, "encoding", "sample") as bar:
             while queue or running:
                 while queue and idle:
                     actor, task = idle.pop(), queue.popleft()

@@ -1,0 +1,69 @@
+"""Who may import whom: read from the source, so that no import at run time hides from it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("preprocess", "train", "shared", "storage_estimates")
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Returns every module that a file imports, at its top or inside a function."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            modules.update({node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names})
+    return modules
+
+
+def files_that_import(package: str, folder: str) -> set[str]:
+    """Returns the files under ``folder`` that import ``package`` or something inside it."""
+    return {
+        file.relative_to(ROOT).as_posix()
+        for file in (ROOT / folder).rglob("*.py")
+        if any(module == package or module.startswith(f"{package}.") for module in imported_modules(file))
+    }
+
+
+@pytest.mark.parametrize("importer", PACKAGES)
+@pytest.mark.parametrize("imported", PACKAGES)
+def test_packages_import_shared_and_never_each_other(importer: str, imported: str) -> None:
+    if imported not in (importer, "shared"):
+        assert files_that_import(imported, importer) == set()
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_only_job_py_knows_ray(folder: str) -> None:
+    assert files_that_import("ray", folder) <= {"preprocess/job.py"}
+
+
+def test_job_py_is_seen_to_import_ray() -> None:
+    assert files_that_import("ray", "preprocess") == {"preprocess/job.py"}
+
+
+@pytest.mark.parametrize("folder", ["preprocess", "shared", "storage_estimates"])
+def test_only_train_knows_deepspeed(folder: str) -> None:
+    assert files_that_import("deepspeed", folder) == set()
+
+
+@pytest.mark.parametrize("forbidden", ["deepspeed", "torch.distributed", "train.parallel"])
+def test_models_and_kernels_know_nothing_of_ranks(forbidden: str) -> None:
+    assert files_that_import(forbidden, "train/model") | files_that_import(forbidden, "train/ops") == set()
+
+
+@pytest.mark.parametrize("folder", ["storage_estimates"])
+def test_the_estimator_imports_no_torch(folder: str) -> None:
+    assert files_that_import("torch", folder) == set()
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["shared/spec.py", "shared/cache/layout.py", "preprocess/plan.py", "preprocess/decode.py", "shared/media/video.py"],
+)
+def test_pure_files_import_no_torch(file: str) -> None:
+    assert not any(module.split(".")[0] == "torch" for module in imported_modules(ROOT / file))
