@@ -46,4 +46,6 @@ def decode(payload: bytes | bytearray, codec: str, shape: Sequence[int]) -> torc
     expected = math.prod(shape) * dtype.itemsize
     if len(payload) != expected:
         raise InputError(f"payload of {len(payload)} bytes: {codec} of shape {tuple(shape)} takes {expected}")
+    if not expected:  # frombuffer takes no empty buffer
+        return torch.empty(tuple(shape), dtype=dtype)
     return torch.frombuffer(bytearray(payload), dtype=dtype).reshape(tuple(shape))

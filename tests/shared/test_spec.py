@@ -1,0 +1,45 @@
+"""Sizes and the bytes that they take."""
+
+import pytest
+
+from shared.errors import InputError
+from shared.spec import Bucket, VaeGeometry, latent_bytes, latent_shape, text_bytes
+
+SD = VaeGeometry(latent_channels=4, spatial_stride=8)
+
+
+def test_a_latent_of_64_frames_of_512_pixels_has_the_published_size() -> None:
+    shape = latent_shape(Bucket(64, 512, 512), SD)
+    assert shape == (4, 64, 64, 64)
+    assert latent_bytes(shape, "float32") == 4_194_304
+    assert latent_bytes(shape, "bfloat16") == 2_097_152
+    assert text_bytes(120, 4096, "bfloat16") == 983_040
+
+
+@pytest.mark.parametrize(("text", "expected"), [("16x256x256", Bucket(16, 256, 256)), ("1x8x24", Bucket(1, 8, 24))])
+def test_a_bucket_is_read_back_as_written(text: str, expected: Bucket) -> None:
+    assert Bucket.parse(text) == expected
+    assert str(expected) == text
+
+
+@pytest.mark.parametrize("text", ["", "16x256", "16x256x256x3", "ax2x3", "-1x8x8", "0x8x8", "16x0x8", " 16x8x8", "1.5x8x8"])
+def test_a_text_that_is_no_bucket_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"expected"):
+        Bucket.parse(text)
+
+
+def test_a_bucket_that_the_stride_does_not_divide_is_refused_with_the_sizes_to_use() -> None:
+    with pytest.raises(InputError, match=r"width=252 is not divisible .* stride of 8: use 248 or 256"):
+        latent_shape(Bucket(16, 256, 252), SD)
+
+
+@pytest.mark.parametrize(("frames", "latent_frames"), [(16, 4), (17, 5), (4, 1), (1, 1)])
+def test_a_causal_vae_takes_multiples_of_its_stride_and_one_more(frames: int, latent_frames: int) -> None:
+    causal = VaeGeometry(latent_channels=16, spatial_stride=8, temporal_stride=4)
+    assert latent_shape(Bucket(frames, 64, 64), causal)[1] == latent_frames
+
+
+def test_frames_that_do_not_suit_a_causal_vae_are_refused() -> None:
+    causal = VaeGeometry(latent_channels=16, spatial_stride=8, temporal_stride=4)
+    with pytest.raises(InputError, match=r"18 frames do not suit .* use 16 or 17"):
+        latent_shape(Bucket(18, 64, 64), causal)
