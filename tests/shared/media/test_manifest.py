@@ -1,0 +1,96 @@
+"""Manifests, sound and not."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shared.errors import InputError
+from shared.media.manifest import read_manifest
+
+
+def write(folder: Path, text: str, name: str = "m.csv") -> Path:
+    (folder / name).write_bytes(text.encode())
+    return folder / name
+
+
+def test_rows_of_one_path_are_one_clip_with_several_captions(tmp_path: Path) -> None:
+    manifest = read_manifest(write(tmp_path, "path,text\na.mp4,one\nb.mp4,two\na.mp4,three\na.mp4,one\n"))
+    assert manifest.num_rows == 4
+    assert [(clip.source, clip.captions) for clip in manifest.clips] == [
+        ("a.mp4", ("one", "three")),
+        ("b.mp4", ("two",)),
+    ]
+    assert manifest.clips[0].path == tmp_path / "a.mp4"
+
+
+def test_captions_keep_their_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
+    manifest = read_manifest(write(tmp_path, '\ufeffpath,text\r\na.mp4,"one, ""two""\nthree"\r\n'))
+    assert manifest.clips[0].captions == ('one, "two"\nthree',)
+
+
+def test_open_soras_further_columns_are_known(tmp_path: Path) -> None:
+    header = "path,text,num_frames,height,width,aspect_ratio,resolution,fps"
+    manifest = read_manifest(write(tmp_path, f"{header}\na.mp4,one,51,480,854,0.56,409920,30\n"))
+    assert len(manifest.clips) == 1
+
+
+def test_parquet_gives_the_same_as_csv(tmp_path: Path) -> None:
+    csv = write(tmp_path, "path,text,fps\na.mp4,one,3\nb.mp4,,3\n")
+    table = pa.table({"path": ["a.mp4", "b.mp4"], "text": ["one", None], "fps": [3, 3]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    assert read_manifest(tmp_path / "m.parquet") == read_manifest(csv)
+
+
+def test_columns_are_mapped_and_left_out_when_asked(tmp_path: Path) -> None:
+    path = write(tmp_path, "video,caption,aesthetic\na.mp4,one,5\n")
+    manifest = read_manifest(path, columns={"video": "path", "caption": "text"}, ignore=["aesthetic"])
+    assert manifest.clips[0].source == "a.mp4"
+    assert manifest.clips[0].captions == ("one",)
+
+
+def test_rows_without_path_or_caption_are_refused_one_by_one(tmp_path: Path) -> None:
+    manifest = read_manifest(write(tmp_path, "path,text\n,one\nb.mp4, \nc.mp4,three\nd\x00.mp4,four\n"))
+    assert [(row.source, row.reason) for row in manifest.refused] == [
+        ("row 1", "no_path"),
+        ("b.mp4", "no_caption"),
+        ("'d\\x00.mp4'", "bad_path"),
+    ]
+    assert [clip.source for clip in manifest.clips] == ["c.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,text,mood\na,b,c\n", "unknown column 'mood': expected path, text, .*--ignore-columns mood"),
+        ("file,text\na,b\n", "no column 'path': found file, text: name it by --columns NAME=path"),
+        ("", "no column 'path'"),
+        ("path,text\na.mp4,one, two\n", "row 1 has 3 fields: expected 2: quote its commas"),
+        ('path,text\na.mp4,"one\n', "not readable as UTF-8 CSV"),
+    ],
+)
+def test_a_manifest_with_other_columns_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_manifest(write(tmp_path, text))
+
+
+def test_a_mapped_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no column 'video': found path, text"):
+        read_manifest(write(tmp_path, "path,text\na,b\n"), columns={"video": "path"})
+
+
+def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such file: expected a .csv or .parquet with columns path and text"):
+        read_manifest(tmp_path / "none.csv")
+
+
+def test_a_manifest_that_is_no_text_or_no_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"path,text\n\xff\xfe,\x00\n")
+    (tmp_path / "m.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="not readable as UTF-8 CSV"):
+        read_manifest(tmp_path / "m.csv")
+    with pytest.raises(InputError, match="not readable as Parquet"):
+        read_manifest(tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=r"ending '.txt': expected"):
+        read_manifest(write(tmp_path, "", "m.txt"))
