@@ -71,6 +71,11 @@ class RayHead:
             self._on_exit = on_failure.pop_all()
         return self
 
+    @property
+    def process_id(self) -> int:
+        """Of the process under which all of Ray's run."""
+        return self._process.pid
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 
-from shared.media.video import MediaError, presentation_times
+from shared.media.video import MediaError, media_error, presentation_times
 
 _VERSION_BYTES = 65_536
 
@@ -68,7 +68,7 @@ def probe(path: Path) -> Probe:
             frame = next(container.decode(stream), None)
             fps = stream.average_rate or stream.guessed_rate
     except av.FFmpegError as error:
-        raise MediaError("not_a_video", f"{path}: {error.strerror}") from None
+        raise media_error(path, error, "not_a_video") from None
     if frame is None or not times:
         raise MediaError("no_frames", f"{path} has a video stream without frames")
     if not fps:

@@ -26,6 +26,15 @@ class MediaError(Exception):
         return f"{self.reason}: {self.detail}"
 
 
+def media_error(path: Path, error: av.FFmpegError, reason: str) -> MediaError:
+    """Returns the refusal for an error of FFmpeg: ``reason``, unless the file could not be read at all."""
+    if isinstance(error, FileNotFoundError):
+        return MediaError("missing", f"no file {path}")
+    if isinstance(error, PermissionError | ConnectionError | TimeoutError):
+        return MediaError("not_readable", f"{path}: {error.strerror}")
+    return MediaError(reason, f"{path}: {error.strerror}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
     """Which frames of a clip are taken: ``num_frames`` of them, every ``interval``-th, from ``start`` on."""
@@ -79,7 +88,7 @@ def decode_window(path: Path, window: Window, bucket: Bucket) -> np.ndarray:
         wanted = times[window.start :: window.interval][: window.num_frames]
         frames = _decode_at(path, wanted, bucket, seek=True) or _decode_at(path, wanted, bucket, seek=False)
     except av.FFmpegError as error:
-        raise MediaError("not_decodable", f"{path}: {error.strerror}") from None
+        raise media_error(path, error, "not_decodable") from None
     if frames is None or len(wanted) < window.num_frames:
         raise MediaError("frames_missing", f"{path}: not all of {window.num_frames} frames could be decoded")
     return np.stack(frames)

@@ -22,7 +22,9 @@ def test_a_bucket_is_read_back_as_written(text: str, expected: Bucket) -> None:
     assert str(expected) == text
 
 
-@pytest.mark.parametrize("text", ["", "16x256", "16x256x256x3", "ax2x3", "-1x8x8", "0x8x8", "16x0x8", " 16x8x8", "1.5x8x8"])
+@pytest.mark.parametrize(
+    "text", ["", "16x256", "16x256x256x3", "ax2x3", "-1x8x8", "0x8x8", "16x0x8", " 16x8x8", "1.5x8x8"]
+)
 def test_a_text_that_is_no_bucket_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"expected"):
         Bucket.parse(text)

@@ -55,7 +55,9 @@ def test_a_file_in_the_place_of_the_cache_is_refused(tmp_path: Path) -> None:
         check_is_cache_or_empty(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other", "version": 1, "streams": {}}', '{"version": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"format": "other", "version": 1, "streams": {}}', '{"version": 1}']
+)
 def test_a_dataset_json_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(InputError, match="not the description of a cache"):
