@@ -24,7 +24,7 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 demo: setup
-	$(BIN)/python examples/demo.py --output demo_output
+	$(BIN)/python -m examples.demo --output demo_output
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ decoders.
 """
 
 import os
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -89,10 +90,13 @@ def run_job(config: PreprocessConfig) -> JobReport:
     config = _placed(config.resolved())
     manifest = read_manifest(config.manifest, columns=config.column_mapping(), ignore=config.ignore_columns)
     check_is_cache_or_empty(config.output)
+    _check_cluster_answers(config.address or os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
     except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers ({error}): start one or leave out --address") from None
+        raise InputError(
+            f"no Ray cluster answers ({error}): start one, or leave out --address and RAY_ADDRESS"
+        ) from None
     try:
         return _run(config, manifest)
     except RayTaskError as error:
@@ -101,6 +105,19 @@ def run_job(config: PreprocessConfig) -> JobReport:
         raise
     finally:
         ray.shutdown()
+
+
+def _check_cluster_answers(address: str) -> None:
+    """Raises :class:`InputError` if nobody listens at HOST:PORT; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error}): start one, or leave out --address and RAY_ADDRESS"
+        ) from None
 
 
 def _placed(config: PreprocessConfig) -> PreprocessConfig:
@@ -165,7 +182,7 @@ def _progress(total: int, what: str, unit: str) -> tqdm:
         dynamic_ncols=watched,
         mininterval=0.1 if watched else 10,
         disable=not total,
-        bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}, {rate_fmt}]",
+        bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",
     )
 
 

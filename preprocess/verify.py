@@ -20,6 +20,7 @@ from shared.cache.ledger import Refusal
 from shared.cache.reader import StreamReader
 from shared.errors import InputError, run_entry_point
 from shared.media.probe import probe
+from shared.media.quality import psnr
 from shared.media.video import MediaError, centre_window
 from shared.spec import Bucket
 
@@ -64,12 +65,6 @@ def verify(config: VerifyConfig) -> int:
         for line in _decode_back(cache, index.take(chosen).to_pylist(), config.clips):
             print(line)
     return 0
-
-
-def psnr(frames: np.ndarray, reference: np.ndarray) -> float:
-    """Returns the peak signal-to-noise ratio in dB of two uint8 arrays of one shape, over all their values."""
-    error = np.mean((frames.astype(np.float64) - reference.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def _decode_back(cache: Cache, rows: list[dict[str, Any]], clips: Path | None) -> Iterator[str]:

@@ -5,9 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from preprocess.verify import psnr
 from tests.preprocess.conftest import Command
 
 
@@ -44,9 +42,3 @@ def test_what_is_no_cache_is_refused_in_one_line(verify: Command, tmp_path: Path
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
-
-
-def test_psnr_is_that_of_the_definition() -> None:
-    zeros, ones = np.zeros((2, 3), np.uint8), np.ones((2, 3), np.uint8)
-    assert psnr(zeros, zeros) == float("inf")
-    assert psnr(ones, zeros) == pytest.approx(48.13, abs=0.01)

@@ -59,7 +59,7 @@ def test_latents_are_those_of_plain_diffusers(vae: VideoAutoencoder, frames: np.
     with torch.inference_mode():
         posterior = model.encode(pixels).latent_dist
         samples = torch.stack([vae.encode(frames, seed=str(seed)) for seed in range(64)])  # (64, C, T, H, W)
-    assert samples.shape[1:] == (8, 5, 4, 6)
+    assert samples.shape[1:] == (16, 5, 4, 6)
     mean = posterior.mean.transpose(0, 1) * model.config.scaling_factor
     std = posterior.std.transpose(0, 1) * model.config.scaling_factor
     deviation = (samples - mean) / std
@@ -79,7 +79,7 @@ def test_the_micro_batch_changes_latents_by_rounding_only(vae: VideoAutoencoder,
 
 def test_decoding_undoes_the_normalisation(vae: VideoAutoencoder) -> None:
     model = AutoencoderKL.from_pretrained(locate("demo:vae")).float().eval()
-    z = torch.randn(2, 8, 4, 6, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(2, 16, 4, 6, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model.decode(z).sample.clamp(-1, 1).add(1).mul(127.5).permute(0, 2, 3, 1)
     found = vae.decode((z * model.config.scaling_factor).transpose(0, 1))
@@ -88,7 +88,7 @@ def test_decoding_undoes_the_normalisation(vae: VideoAutoencoder) -> None:
 
 
 def test_the_geometry_is_known_without_weights(vae: VideoAutoencoder) -> None:
-    assert read_geometry("demo:vae") == vae.geometry == VaeGeometry(latent_channels=8, spatial_stride=8)
+    assert read_geometry("demo:vae") == vae.geometry == VaeGeometry(latent_channels=16, spatial_stride=8)
 
 
 def test_the_hash_names_the_weights_and_not_their_file_or_precision(tmp_path: Path, vae: VideoAutoencoder) -> None:
