@@ -14,6 +14,12 @@ def main() -> int:
 
     report = run_job(tyro.cli(PreprocessConfig, prog="python -m preprocess", config=(tyro.conf.AvoidSubcommands,)))
     print(report.table())
+    if report.num_other_captions:
+        print(
+            f"note: {report.num_other_captions:,} samples keep the captions that they were encoded with, though the "
+            "manifest has others now: encode into another --output to change them",
+            file=sys.stderr,
+        )
     if report.num_encoded + report.num_committed_before == 0:
         print("error: no sample is in the cache: every clip was refused, see the reasons above", file=sys.stderr)
         return 1

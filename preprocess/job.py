@@ -166,6 +166,7 @@ def _run(config: PreprocessConfig, manifest: Manifest) -> JobReport:
         num_clips=len(manifest.clips),
         num_encoded=sum(shard.num_samples for shard in committed),
         num_committed_before=plan.num_committed,
+        num_other_captions=plan.num_other_captions,
         refused=reasons,
         num_bytes=sum(shard.num_bytes for shard in committed),
         seconds=time.monotonic() - started,

@@ -1,7 +1,7 @@
 """What is to be encoded: probed clips, minus what is committed, in shards of one bucket each. Pure."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +47,8 @@ class Plan:
     """Clips that fill no bucket."""
     num_committed: int
     """Samples that are in the cache already."""
+    num_other_captions: int
+    """Of these, those whose captions in the manifest are others than in the cache, which keeps its own."""
     num_refused_before: int
     """Samples that an earlier run put into the ledger."""
 
@@ -63,7 +65,7 @@ def make_plan(
     buckets_per_clip: Literal["best", "all"],
     frame_interval: int,
     shard_samples: int,
-    committed: Collection[str],
+    committed: Mapping[str, tuple[str, ...]],
     refused: Collection[str],
 ) -> Plan:
     """Returns the shards to encode.
@@ -74,12 +76,12 @@ def make_plan(
         buckets_per_clip: Into the best bucket that a clip fills, or into all.
         frame_interval: Source frames from one taken frame to the next.
         shard_samples: Samples a shard, at most.
-        committed: Identities of samples that are in the cache.
+        committed: Captions of the samples that are in the cache, by their identities.
         refused: Identities of samples that are in its ledger.
     """
     by_bucket: dict[Bucket, list[SampleTask]] = {bucket: [] for bucket in buckets}
     refusals: list[Refusal] = []
-    num_committed = num_refused_before = 0
+    num_committed = num_other_captions = num_refused_before = 0
     for clip, facts in clips:
         filled = [bucket for bucket in buckets if _shortfall(facts, bucket, frame_interval) is None]
         if not filled:
@@ -90,6 +92,7 @@ def make_plan(
             task = _sample_task(clip, facts, bucket, frame_interval)
             if task.sample in committed:
                 num_committed += 1
+                num_other_captions += set(committed[task.sample]) != set(clip.captions)
             elif task.sample in refused:
                 num_refused_before += 1
             else:
@@ -103,6 +106,7 @@ def make_plan(
         tasks=tuple(tasks),
         refusals=tuple(refusals),
         num_committed=num_committed,
+        num_other_captions=num_other_captions,
         num_refused_before=num_refused_before,
     )
 

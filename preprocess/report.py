@@ -16,6 +16,8 @@ class JobReport:
     """Samples that this run added."""
     num_committed_before: int
     """Samples of this manifest that were in the cache already."""
+    num_other_captions: int
+    """Of these, those whose captions in the manifest have changed; the cache keeps those that it was made with."""
     refused: Counter[str]
     """Refused rows, clips and samples of this manifest, by reason."""
     num_bytes: int
@@ -30,6 +32,7 @@ class JobReport:
             ("clips", f"{self.num_clips:,}"),
             ("samples encoded", f"{self.num_encoded:,}"),
             ("samples already there", f"{self.num_committed_before:,}"),
+            *([("  with other captions", f"{self.num_other_captions:,}")] if self.num_other_captions else []),
             ("refused", f"{self.refused.total():,}"),
             *((f"  {reason}", f"{count:,}") for reason, count in self.refused.most_common()),
             ("bytes written", f"{self.num_bytes:,}"),

@@ -118,11 +118,13 @@ class Cache:
         _, first = np.unique(table["sample"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
         return table.take(pa.array(first))
 
-    def committed_samples(self) -> set[str]:
-        """Returns the identities of the committed samples."""
-        samples: set[str] = set()
+    def committed_samples(self) -> dict[str, tuple[str, ...]]:
+        """Returns the captions of each committed sample, by the sample's identity."""
+        samples: dict[str, tuple[str, ...]] = {}
         for fragment in self.fragments():
-            samples.update(_read_table(fragment, INDEX, columns=["sample"])["sample"].to_pylist())
+            table = _read_table(fragment, INDEX, columns=["sample", "captions"])
+            for sample, captions in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                samples.setdefault(sample, tuple(captions))
         return samples
 
     def read_ledger(self) -> pa.Table:

@@ -46,7 +46,7 @@ def task(clips_folder: Path) -> ShardTask:
         buckets_per_clip="best",
         frame_interval=1,
         shard_samples=64,
-        committed=(),
+        committed={},
         refused=(),
     )
     return plan.tasks[0]
@@ -91,7 +91,7 @@ def test_a_clip_that_cannot_be_decoded_costs_itself_alone(tmp_path: Path, encode
     clips[2] = Refusal(source=guilty.source, sample=guilty.sample, reason="not_decodable", detail="because")
     events = list(encoders.encode_shard(tmp_path, task, clips))
     assert events[2] == clips[2]
-    assert cache.committed_samples() == {sample.sample for sample in task.samples} - {guilty.sample}
+    assert cache.committed_samples().keys() == {sample.sample for sample in task.samples} - {guilty.sample}
     assert cache.read_ledger()["sample"].to_pylist() == [guilty.sample]
 
 

@@ -28,7 +28,7 @@ def plan(
     buckets: tuple[Bucket, ...] = (SQUARE,),
     *,
     buckets_per_clip: Literal["best", "all"] = "best",
-    committed: set[str] | None = None,
+    committed: dict[str, tuple[str, ...]] | None = None,
     refused: set[str] | None = None,
     frame_interval: int = 1,
     shard_samples: int = 4,
@@ -40,7 +40,7 @@ def plan(
         buckets_per_clip=buckets_per_clip,
         frame_interval=frame_interval,
         shard_samples=shard_samples,
-        committed=committed or set(),
+        committed=committed or {},
         refused=refused or set(),
     )
 
@@ -63,17 +63,24 @@ def test_clips_fill_shards_in_the_order_of_the_manifest() -> None:
 def test_what_is_committed_or_refused_is_not_planned_again() -> None:
     clips = [clip(f"{n}.mp4") for n in range(10)]
     whole = plan(clips)
-    done = {sample.sample for sample in whole.tasks[1].samples}
+    done = {sample.sample: sample.captions for sample in whole.tasks[1].samples}
     ledger = {whole.tasks[2].samples[0].sample}
     rest = plan(clips, committed=done, refused=ledger)
     assert (rest.num_committed, rest.num_refused_before, rest.num_samples) == (4, 1, 5)
     assert rest.tasks[0] == whole.tasks[0]
-    assert set(samples(rest)) == set(samples(whole)) - done - ledger
+    assert set(samples(rest)) == set(samples(whole)) - done.keys() - ledger
 
 
 def test_a_finished_cache_leaves_nothing_to_do() -> None:
     clips = [clip(f"{n}.mp4") for n in range(10)]
-    assert plan(clips, committed=set(samples(plan(clips)))).tasks == ()
+    assert plan(clips, committed=dict.fromkeys(samples(plan(clips)), ("a caption",))).tasks == ()
+
+
+def test_a_changed_caption_is_counted_and_not_encoded_again() -> None:
+    done = dict.fromkeys(samples(plan([clip("a.mp4"), clip("b.mp4")])), ("a caption",))
+    done[next(iter(done))] = ("another caption",)
+    made = plan([clip("a.mp4"), clip("b.mp4")], committed=done)
+    assert (made.num_committed, made.num_other_captions, made.num_samples) == (2, 1, 0)
 
 
 def test_a_changed_file_another_bucket_and_another_interval_are_other_samples() -> None:

@@ -29,7 +29,7 @@ def test_a_writer_that_dies_before_its_fragment_leaves_nothing_that_a_reader_see
         patch.setattr(commit, phase, die)
         with pytest.raises(Died):
             write_shard(cache.root, [0, 1])
-    assert cache.committed_samples() == set()
+    assert cache.committed_samples() == {}
     findings = list(check_files(cache))
     assert len(findings) == 1
     assert not findings[0].is_fault
@@ -73,7 +73,7 @@ def test_a_value_that_the_codec_cannot_hold_is_refused_before_anything_is_writte
         writer.add(make_sample(1))
         assert writer.commit().num_samples == 1
     cache = Cache.open_or_create(tmp_path / "other", PROVENANCE)
-    assert cache.committed_samples() == set()
+    assert cache.committed_samples() == {}
 
 
 def test_of_two_writers_of_one_name_one_succeeds(tmp_path: Path) -> None:
