@@ -1,0 +1,52 @@
+"""STDiT against tensors computed by the published Open-Sora v1.0 model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from train.model import create_model
+from train.model.positions import spatial_positions, temporal_positions
+from train.model.stdit import STDiT
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "stdit_v1_square.safetensors"
+
+
+def load_golden() -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    with safe_open(GOLDEN, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        return tensors, {key: json.loads(value) for key, value in file.metadata().items()}
+
+
+def golden_model(tensors: dict[str, torch.Tensor], config: dict[str, object], **options: object) -> STDiT:
+    model = create_model("stdit-xl/2", **config, **options)
+    model.load_state_dict({k.removeprefix("state/"): v for k, v in tensors.items() if k.startswith("state/")})
+    return model
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+@pytest.mark.parametrize("backend", [None, "flash", "math"])
+def test_output_and_gradients_agree_with_the_published_model(backend, activation_checkpointing):
+    tensors, config = load_golden()
+    model = golden_model(tensors, config, attention_backend=backend, activation_checkpointing=activation_checkpointing)
+    x = tensors["input/x"].requires_grad_()
+    output = model(x, tensors["input/timestep"], tensors["input/y"], tensors["input/mask"])
+    torch.testing.assert_close(output, tensors["output"], atol=1e-4, rtol=1e-4)
+    output.square().mean().backward()
+    gradients = {"x": x.grad} | {name: p.grad for name, p in model.named_parameters()}
+    checked = [key for key in tensors if key.startswith("grad/")]
+    assert len(checked) == 29
+    for key in checked:
+        torch.testing.assert_close(gradients[key.removeprefix("grad/")], tensors[key], atol=1e-4, rtol=1e-4)
+
+
+def test_positions_agree_with_the_published_buffers():
+    tensors, config = load_golden()
+    frames, rows, columns = (n // p for n, p in zip(config["input_size"], config["patch_size"], strict=True))
+    cpu = torch.device("cpu")
+    space = spatial_positions(config["hidden_size"], rows, columns, config["space_scale"], cpu)
+    time = temporal_positions(config["hidden_size"], frames, config["time_scale"], cpu)
+    torch.testing.assert_close(space, tensors["state/pos_embed"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(time, tensors["state/pos_embed_temporal"], atol=1e-6, rtol=0)

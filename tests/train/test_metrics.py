@@ -1,0 +1,70 @@
+"""Speed and utilisation."""
+
+import json
+
+import pytest
+import torch
+
+from shared.errors import InputError
+from train.data import Batch
+from train.diffusion.iddpm import LossTerms
+from train.metrics import MetricsLog, Totals, require_tensorboard
+from train.model.config import STDiTConfig
+from train.model.flops import stdit_training_flop
+from train.peak import Peak, find_peak, known_peak, utilisation
+
+
+def test_utilisation_is_operations_over_time_over_devices_over_peak():
+    tflops, mfu = utilisation(model_flop=8e15, seconds=2.0, world_size=4, peak_tflops=2000.0)
+    assert tflops == 1000.0
+    assert mfu == 0.5
+
+
+def test_tensorboard_that_is_missing_is_named_with_the_way_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"not installed: pip install 'latentmill\[tensorboard\]'"):
+        require_tensorboard()
+
+
+def test_peaks_are_given_looked_up_or_measured():
+    assert known_peak("NVIDIA H200") == known_peak("NVIDIA H100 80GB HBM3") == 989.0
+    assert known_peak("NVIDIA H100 PCIe") == 756.0
+    assert known_peak("NVIDIA A100-SXM4-80GB") == 312.0
+    assert known_peak("unheard of") is None
+    cpu = torch.device("cpu")
+    assert find_peak(cpu, torch.bfloat16, 5.0) == Peak(tflops=5.0, source="given")
+    measured = find_peak(cpu, torch.bfloat16, None)
+    assert measured.source == "measured"
+    assert 1e-4 < measured.tflops < 100
+
+
+def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
+    config = STDiTConfig(hidden_size=32, depth=1, num_heads=2)
+    batch = Batch(
+        latents=torch.zeros(2, 4, 3, 4, 6),
+        levels=torch.zeros(2),
+        noise=torch.zeros(2, 4, 3, 4, 6),
+        captions=torch.zeros(2, 1, 5, 8),
+        mask=torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]),
+        drop_caption=torch.zeros(2, dtype=torch.bool),
+    )
+    totals = Totals(torch.device("cpu"))
+    for loss in (1.0, 3.0):
+        terms = LossTerms(loss=torch.full((2,), loss), mse=torch.full((2,), loss / 2), vb=torch.zeros(2))
+        totals.add(terms, batch, config, wait_seconds=0.25)
+    totals.start -= 2.0
+    metrics = totals.metrics(step=7, grad_norm=0.5, lr=0.1, ranks=ranks, peak=Peak(tflops=0.001, source="given"))
+    assert (metrics.step, metrics.loss, metrics.mse, metrics.vb) == (7, 2.0, 1.0, 0.0)
+    assert metrics.step_ms == pytest.approx(1000, rel=0.1)
+    assert metrics.samples_per_second == pytest.approx(2, rel=0.1)
+    assert metrics.tokens_per_second == pytest.approx(2 * 3 * 6, rel=0.1)
+    assert metrics.data_wait_ms == 250
+    assert metrics.data_wait_fraction == pytest.approx(0.25, rel=0.1)
+    flop = 4 * stdit_training_flop(config, num_frames=3, frame_tokens=6, caption_tokens=3)
+    assert metrics.tflops_per_device == pytest.approx(flop / 2 / 1e12, rel=0.1)
+    assert metrics.mfu == pytest.approx(flop / 2 / 1e9, rel=0.1)
+
+    log = MetricsLog(tmp_path, steps=9, first_step=0, tensorboard=True)
+    log.write(metrics)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 2.0
+    assert any((tmp_path / "tensorboard").iterdir())

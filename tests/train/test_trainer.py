@@ -1,0 +1,180 @@
+"""Training in this process, as one rank."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared.errors import InputError
+from tests.train.conftest import BUCKETS
+from tests.train.synthetic_cache import write_cache
+from train.checkpoint_files import EMA_FILE, STATE_FILE, WEIGHTS_FILE, list_checkpoints
+from train.config import TrainConfig
+from train.ema import decay_at
+from train.metrics import MetricsLog
+from train.model.config import STDiTConfig, config_from_values
+from train.model.stdit import STDiT
+from train.run_folder import read_run
+from train.trainer import learning_rate, train
+
+LOSSES = ("step", "loss", "mse", "vb", "grad_norm", "lr")
+
+
+def losses(run: Path) -> list[tuple[float, ...]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)[name] for name in LOSSES) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "float32", "zero_stage": 0},
+        {"precision": "float32"},
+        {"precision": "bfloat16"},
+        {"precision": "bfloat16", "zero_stage": 1, "activation_checkpointing": True},
+        {"precision": "bfloat16", "zero_stage": 3, "ema_decay": None},
+    ],
+    ids=str,
+)
+def test_a_resumed_run_has_bitwise_the_losses_and_weights_of_an_uninterrupted_one(ranks, small_config, changes):
+    whole = dataclasses.replace(small_config, **changes)
+    assert train(whole, ranks) == 0
+    parts = dataclasses.replace(whole, output=whole.output.with_name("parts"), steps=4, checkpoint_every=3)
+    train(parts, ranks)
+    train(dataclasses.replace(parts, steps=6), ranks)
+    assert [row[0] for row in losses(whole.output)] == [1, 2, 3, 4, 5, 6]
+    assert losses(parts.output) == losses(whole.output)
+    last = [list_checkpoints(config.output)[-1] for config in (whole, parts)]
+    for file in (WEIGHTS_FILE, EMA_FILE) if whole.ema_decay else (WEIGHTS_FILE,):
+        expected, found = (load_file(checkpoint / file) for checkpoint in last)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected), file
+
+
+def test_training_lowers_the_loss_in_bfloat16_as_in_float32(ranks, small_config):
+    means = {}
+    for precision in ("float32", "bfloat16"):
+        config = dataclasses.replace(
+            small_config, precision=precision, output=small_config.output / precision, steps=60, lr=3e-3, log_every=20
+        )
+        train(config, ranks)
+        means[precision] = [row[2] for row in losses(config.output)]
+    assert means["float32"][-1] < 0.9 * means["float32"][0]
+    assert means["bfloat16"] == pytest.approx(means["float32"], rel=0.02)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(ranks, small_config):
+    config = dataclasses.replace(small_config, lr=1e30, steps=20)
+    with pytest.raises(InputError, match=r"step \d+: the loss is (nan|inf): lower --lr"):
+        train(config, ranks)
+    assert list_checkpoints(config.output) == []
+
+
+def test_the_average_follows_the_weights_of_every_step(ranks, small_config):
+    config = dataclasses.replace(small_config, precision="float32", steps=3, checkpoint_every=1)
+    train(config, ranks)
+    torch.manual_seed(config.seed)
+    model = STDiT(config_from_values(read_run(config.output).model_config, STDiTConfig()))
+    average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for step, checkpoint in enumerate(list_checkpoints(config.output)):
+        weights, saved = (load_file(checkpoint / file) for file in (WEIGHTS_FILE, EMA_FILE))
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name in average:
+            average[name] = decay * average[name] + (1 - decay) * weights[name]
+            torch.testing.assert_close(saved[name], average[name], atol=1e-6, rtol=1e-5)
+    assert decay_at(10_000, 0.99) == 0.99
+
+
+def test_master_weights_are_saved_in_float32_though_training_is_in_bfloat16(ranks, small_config):
+    train(dataclasses.replace(small_config, steps=2), ranks)
+    weights = load_file(list_checkpoints(small_config.output)[-1] / WEIGHTS_FILE)
+    matrix = weights["blocks.0.mlp.fc1.weight"]
+    assert matrix.dtype is torch.float32
+    assert not torch.equal(matrix, matrix.bfloat16().float())
+
+
+def test_old_checkpoints_go_and_leftovers_of_a_killed_save_count_for_nothing(ranks, small_config):
+    config = dataclasses.replace(small_config, checkpoint_every=1, keep_checkpoints=2)
+    leftover = config.output / "checkpoints" / ".tmp-step-00000009"
+    train(dataclasses.replace(config, steps=1), ranks)
+    leftover.mkdir()
+    train(config, ranks)
+    assert [c.name for c in list_checkpoints(config.output)] == ["step-00000005", "step-00000006"]
+    assert not leftover.exists()
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_refused(ranks, small_config):
+    train(dataclasses.replace(small_config, steps=1), ranks)
+    (list_checkpoints(small_config.output)[-1] / STATE_FILE).write_text('{"step": 1, "world_size": 2}')
+    with pytest.raises(InputError, match="saved by 2 ranks, this run has 1: go on with 2"):
+        train(small_config, ranks)
+
+
+def test_a_run_folder_of_another_run_is_refused_and_both_values_are_named(ranks, small_config, tmp_path):
+    train(dataclasses.replace(small_config, steps=1), ranks)
+    others = [
+        ({"seed": 7}, r"the run there has seed=0 .*, this one has seed=7"),
+        ({"model_settings": ("depth=3", "hidden_size=32", "num_heads=2")}, r"depth=2.*depth=3"),
+        ({"batch_size": 2}, r"batch_size=4 .* batch_size=2"),
+    ]
+    for changes, message in others:
+        with pytest.raises(InputError, match=message):
+            train(dataclasses.replace(small_config, **changes), ranks)
+    other_cache = write_cache(tmp_path / "other", {next(iter(BUCKETS)): 5}, seed=9)
+    with pytest.raises(InputError, match=r"samples_sha256=\w+ \(cache .*small.*\), this one has .*other"):
+        train(dataclasses.replace(small_config, cache=other_cache.root), ranks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache": Path("/nowhere")}, "/nowhere: found no such folder"),
+        ({"model": "stdit-xxl/2"}, "unknown model 'stdit-xxl/2': choose from"),
+        ({"model_settings": ("depth",)}, "--set depth: expected NAME=VALUE"),
+        ({"model_settings": ("in_channels=3",)}, "--set in_channels=3: the cache decides it"),
+        ({"model_settings": ("patch_size=[1,4,4]",)}, "bucket 3x32x48: latent of 3x4x6 .* not divisible"),
+        ({"model_settings": ("pred_sigma=false",)}, "pred_sigma=false: the loss teaches the variance too"),
+        ({"buckets": ("9x9x9",)}, "bucket 9x9x9: the cache holds 2x32x32, 3x32x48"),
+        ({"attention_backend": "cudnn"}, "'cudnn' is not available on cpu"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(ranks, small_config, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(dataclasses.replace(small_config, **changes), ranks)
+    assert not small_config.output.exists()
+
+
+def test_settings_that_cannot_be_are_refused():
+    for changes, message in [
+        ({"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"lr": 0.0}, "lr=0.0: expected more than 0"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"zero_stage": 3}, "use --ema-decay None"),
+        ({"zero_stage": 0}, "use stage 1, or float32"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            TrainConfig(cache=Path("c"), output=Path("o"), **changes)
+
+
+def test_an_output_folder_with_other_files_is_left_alone(ranks, small_config):
+    small_config.output.mkdir()
+    (small_config.output / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"found files but no run.json"):
+        train(small_config, ranks)
+    assert [entry.name for entry in small_config.output.iterdir()] == ["thesis.txt"]
+
+
+def test_lines_of_steps_that_no_checkpoint_kept_are_dropped_from_the_metrics(tmp_path):
+    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 4, "lo')
+    MetricsLog(tmp_path, steps=9, first_step=2, tensorboard=False)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
+
+
+def test_the_learning_rate_rises_linearly_and_stays(small_config):
+    config = dataclasses.replace(small_config, lr=4.0, warmup_steps=3)
+    assert [learning_rate(step, config) for step in range(5)] == [1.0, 2.0, 3.0, 4.0, 4.0]

@@ -1,0 +1,157 @@
+"""What a run reports: losses, speed, and how much of the hardware's arithmetic it uses."""
+
+import importlib
+import importlib.util
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.errors import InputError
+from train.data import Batch
+from train.diffusion.iddpm import LossTerms
+from train.model.config import STDiTConfig
+from train.model.flops import stdit_training_flop
+from train.parallel.ranks import Ranks
+from train.peak import Peak, synchronize, utilisation
+from train.run_folder import METRICS_FILE, write_durably
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepMetrics:
+    """The means of the steps since the line before, over all ranks."""
+
+    step: int
+    """Steps taken."""
+    loss: float
+    mse: float
+    vb: float
+    grad_norm: float
+    """Of the last step, before clipping."""
+    lr: float
+    samples_per_second: float
+    tokens_per_second: float
+    step_ms: float
+    data_wait_ms: float
+    """Of a step, on the rank that waited longest."""
+    data_wait_fraction: float
+    tflops_per_device: float
+    """Model FLOP: three times the forward pass, recomputation not counted."""
+    mfu: float
+
+    def require_finite(self) -> None:
+        """Raises :class:`InputError` if the loss is no number any more: nothing is learnt after that."""
+        if not math.isfinite(self.loss):
+            raise InputError(f"step {self.step}: the loss is {self.loss}: lower --lr, or add --warmup-steps")
+
+    def line(self, steps: int) -> str:
+        """Returns the line for people."""
+        return (
+            f"step {self.step}/{steps} loss {self.loss:.4f} (mse {self.mse:.4f} vb {self.vb:.4f}) "
+            f"grad {self.grad_norm:.3f} lr {self.lr:.2e} | {self.samples_per_second:.1f} samples/s "
+            f"{self.tokens_per_second:.0f} tokens/s {self.step_ms:.0f} ms/step "
+            f"data wait {self.data_wait_ms:.1f} ms ({100 * self.data_wait_fraction:.1f} %) | "
+            f"{self.tflops_per_device:.3g} TFLOP/s a device, MFU {100 * self.mfu:.1f} %"
+        )
+
+
+class Totals:
+    """What the steps since the last line of the log add up to, on one rank."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.losses = torch.zeros(3, dtype=torch.float64, device=device)
+        self.num_steps = 0
+        self.samples = 0
+        self.tokens = 0
+        self.model_flop = 0.0
+        self.wait_seconds = 0.0
+        self.start = time.perf_counter()
+
+    def add(self, terms: LossTerms, batch: Batch, config: STDiTConfig, wait_seconds: float) -> None:
+        """Takes one step in."""
+        self.losses += torch.stack([terms.loss, terms.mse, terms.vb]).detach().mean(1)
+        frames, rows, columns = config.grid(tuple(batch.latents.shape[2:]))  # type: ignore[arg-type]
+        flop = stdit_training_flop(
+            config,
+            num_frames=frames,
+            frame_tokens=rows * columns,
+            caption_tokens=batch.caption_tokens,
+        )
+        self.num_steps += 1
+        self.samples += len(batch)
+        self.tokens += len(batch) * frames * rows * columns
+        self.model_flop += len(batch) * flop
+        self.wait_seconds += wait_seconds
+
+    def metrics(self, *, step: int, grad_norm: float, lr: float, ranks: Ranks, peak: Peak) -> StepMetrics:
+        """Returns the means over steps and ranks. All ranks call it."""
+        synchronize(ranks.device)
+        seconds = time.perf_counter() - self.start
+        mine = [*(self.losses / self.num_steps).tolist(), self.samples, self.tokens, self.model_flop]
+        loss, mse, vb, samples, tokens, model_flop = ranks.mean(torch.tensor(mine, dtype=torch.float64)).tolist()
+        wait = ranks.maximum(self.wait_seconds)
+        tflops, mfu = utilisation(model_flop * ranks.world_size, seconds, ranks.world_size, peak.tflops)
+        return StepMetrics(
+            step=step,
+            loss=loss,
+            mse=mse,
+            vb=vb,
+            grad_norm=grad_norm,
+            lr=lr,
+            samples_per_second=samples * ranks.world_size / seconds,
+            tokens_per_second=tokens * ranks.world_size / seconds,
+            step_ms=1000 * seconds / self.num_steps,
+            data_wait_ms=1000 * wait / self.num_steps,
+            data_wait_fraction=wait / seconds,
+            tflops_per_device=tflops,
+            mfu=mfu,
+        )
+
+
+class MetricsLog:
+    """Rank 0's log: a line for people, ``metrics.jsonl``, and TensorBoard's files if asked for.
+
+    Args:
+        run: The run's folder.
+        steps: Of the whole run.
+        first_step: Where this process begins. Lines beyond it, of steps that no checkpoint kept, are dropped.
+        tensorboard: Write TensorBoard's files too.
+
+    Raises:
+        InputError: if TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, run: Path, *, steps: int, first_step: int, tensorboard: bool) -> None:
+        self._steps, self._file = steps, run / METRICS_FILE
+        if self._file.exists():
+            lines = self._file.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= first_step]
+            write_durably(self._file, b"".join(kept))
+        self._board = _open_board(run, first_step) if tensorboard else None
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Adds one line to each log."""
+        print(metrics.line(self._steps), flush=True)
+        values = asdict(metrics)
+        with open(self._file, "a") as file:
+            file.write(json.dumps(values) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, metrics.step)
+            self._board.flush()
+
+
+def require_tensorboard() -> None:
+    """Raises :class:`InputError` if TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard: the package is not installed: pip install 'latentmill[tensorboard]'")
+
+
+def _open_board(run: Path, first_step: int) -> Any:
+    board = importlib.import_module("torch.utils.tensorboard")
+    return board.SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)

@@ -1,0 +1,62 @@
+# ruff: noqa: F722  (jaxtyping's shapes are not forward references)
+"""Fixed sin-cos positions and the timestep's sinusoid, as Open-Sora v1.0 and, before it, DiT and MAE define them.
+
+Positions depend on the size at hand, so they are made for it and kept, not stored with the weights.
+"""
+
+import functools
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_PERIOD = 10_000.0
+
+
+def sincos(width: int, positions: Float[Tensor, " N"]) -> Float[Tensor, "N width"]:
+    """Returns the sines, then the cosines, of each position at ``width / 2`` frequencies, in float64."""
+    frequencies = _PERIOD ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    angles = positions.double()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+@functools.lru_cache(maxsize=64)
+def spatial_positions(
+    width: int, rows: int, columns: int, scale: float, device: torch.device
+) -> Float[Tensor, "1 S width"]:
+    """Returns the positions of the tokens of one frame, row by row, in float32.
+
+    The first half of the channels holds the column, the second half the row: upstream's order.
+
+    Args:
+        width: Channels; a multiple of 4.
+        rows: Token rows of a frame.
+        columns: Token columns of a frame.
+        scale: Coordinates are divided by it (``space_scale``).
+        device: Where the result lies.
+    """
+    by_column = sincos(width // 2, torch.arange(columns) / scale)
+    by_row = sincos(width // 2, torch.arange(rows) / scale)
+    grid = torch.cat(
+        [by_column[None].expand(rows, -1, -1), by_row[:, None].expand(-1, columns, -1)],
+        dim=-1,
+    )
+    return grid.reshape(1, rows * columns, width).to(device, torch.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def temporal_positions(width: int, num_frames: int, scale: float, device: torch.device) -> Float[Tensor, "1 T width"]:
+    """Returns the positions of ``num_frames`` frames, divided by ``scale`` (``time_scale``), in float32."""
+    return sincos(width, torch.arange(num_frames) / scale)[None].to(device, torch.float32)
+
+
+def timestep_sinusoid(timestep: Float[Tensor, " B"], width: int) -> Float[Tensor, "B width"]:
+    """Returns cosines, then sines, of the timestep, in float32 whatever the model's dtype.
+
+    bfloat16 would round integers above 256, so that neighbouring timesteps became one.
+    """
+    half = width // 2
+    frequencies = torch.exp(-math.log(_PERIOD) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half)
+    angles = timestep.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

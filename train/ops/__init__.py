@@ -1,0 +1,1 @@
+"""Operations that PyTorch lacks or computes slowly, each with its plain-torch reference."""

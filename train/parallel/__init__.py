@@ -1,0 +1,1 @@
+"""What spreads training over ranks. The models know nothing of it."""

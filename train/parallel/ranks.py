@@ -1,0 +1,104 @@
+"""The ranks of a run: joining them, agreeing, and failing together.
+
+A plain ``python -m train`` is one rank; torchrun starts several. Flags and errors travel over a group of their own on
+the CPU, so that they do not wait for the accelerators.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from shared.errors import InputError
+
+Result = TypeVar("Result")
+
+
+class Ranks:
+    """This process among the others. Build it with :func:`join_ranks`."""
+
+    def __init__(self, device: torch.device, control: dist.ProcessGroup | None) -> None:
+        self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self._control = control
+        self._failed_together = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes and prints."""
+        return self.rank == 0
+
+    def agree(self, work: Callable[[], Result]) -> Result:
+        """Returns ``work()`` if it succeeds on every rank.
+
+        Where it does not, rank 0 raises the first rank's :class:`InputError` and prints it, and the others exit after.
+        """
+        result, failure = None, None
+        try:
+            result = work()
+        except InputError as error:
+            failure = error
+        except SystemExit:  # of a command line's parser, which all ranks run on the same words
+            self._failed_together = True
+            raise
+        failures: list[InputError | None] = [None] * self.world_size
+        dist.all_gather_object(failures, failure, group=self._control)
+        first = next((error for error in failures if error is not None), None)
+        if first is not None:
+            self._failed_together = True
+            if self.is_first:
+                raise first
+            raise SystemExit(2)
+        return result  # type: ignore[return-value]  # no failure: work() returned
+
+    def any(self, flag: bool) -> bool:
+        """Returns whether the flag is set on any rank."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
+        return bool(flags)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the mean over the ranks of a tensor on the CPU."""
+        dist.all_reduce(values, group=self._control)
+        return values / self.world_size
+
+    def maximum(self, value: float) -> float:
+        """Returns the greatest of the ranks' values."""
+        values = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self._control)
+        return float(values)
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        dist.barrier(group=self._control)
+
+    def leave(self) -> None:
+        """Ends the group. After a common failure the others wait until rank 0 has said why."""
+        if self._failed_together:
+            self.barrier()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Joins the ranks that torchrun started, or makes a group of one; leaves it at the end."""
+    cuda = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")  # else DeepSpeed warns that it guesses
+    backend = "nccl" if cuda else "gloo"
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed reads it too
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    ranks = Ranks(device, dist.new_group(backend="gloo") if cuda else None)
+    try:
+        yield ranks
+    finally:
+        ranks.leave()

@@ -1,0 +1,96 @@
+"""A run's folder: what is being trained, on what, and where its checkpoints and metrics lie.
+
+``run.json`` is written once, before the first step. A run that is started again in the folder must agree with it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import InputError
+from shared.storage import durable_file, publish, temporary_path
+from train.config import FREE_TO_CHANGE
+from train.model.config import STDiTConfig
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDescription:
+    """What determines a run. All of it is JSON."""
+
+    config: dict[str, Any]
+    """The trainer's configuration."""
+    model_config: dict[str, Any]
+    """The model's, resolved."""
+    provenance: dict[str, dict[str, Any]]
+    """The cache's, by stream: which encoders belong to the model."""
+    buckets: dict[str, dict[str, Any]]
+    """By bucket: ``samples``, ``fps``."""
+    samples_sha256: str
+    """Of the identities of the cache's samples."""
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Puts ``data`` in the place of whatever ``path`` holds, in one step."""
+    temporary = temporary_path(path.parent)
+    with durable_file(temporary) as file:
+        file.write(data)
+    publish(temporary, path)
+
+
+def read_run(folder: Path) -> RunDescription:
+    """Returns the description of the run in a folder.
+
+    Raises:
+        InputError: if there is none, or it cannot be read.
+    """
+    file = folder / RUN_FILE
+    if not file.is_file():
+        raise InputError(f"{folder}: found no {RUN_FILE}: expected the output folder of a training run")
+    try:
+        return RunDescription(**json.loads(file.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{file}: not the description of a run ({error})") from None
+
+
+def open_run(folder: Path, description: RunDescription) -> None:
+    """Writes the description into a new run's folder, or checks that the run there is the same.
+
+    Raises:
+        InputError: if the folder holds another run, naming both values, or something else.
+    """
+    if (folder / RUN_FILE).exists():
+        _require_same(folder, read_run(folder), description)
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: found files but no {RUN_FILE}: expected a new or empty folder, or a run's")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / RUN_FILE, (json.dumps(asdict(description), indent=2) + "\n").encode())
+
+
+def _require_same(folder: Path, theirs: RunDescription, ours: RunDescription) -> None:
+    pairs: list[tuple[str, Any, Any]] = [
+        (name, theirs.config.get(name), value) for name, value in ours.config.items() if name not in FREE_TO_CHANGE
+    ]
+    pairs += [(name, theirs.model_config.get(name), value) for name, value in ours.model_config.items()]
+    for stream, settings in ours.provenance.items():
+        recorded = theirs.provenance.get(stream, {})
+        pairs += [
+            (f"{stream} {name}", recorded.get(name), value) for name, value in settings.items() if name != "model"
+        ]
+    pairs.append(("samples_sha256", theirs.samples_sha256, ours.samples_sha256))
+    for name, recorded, value in pairs:
+        if recorded != value:
+            raise InputError(
+                f"{folder}: the run there has {name}={recorded} (cache {theirs.config['cache']}), this one has "
+                f"{name}={value} (cache {ours.config['cache']}): use the run's own settings or another --output"
+            )
+
+
+def jsonable(config: STDiTConfig) -> dict[str, Any]:
+    """Returns a model's configuration as JSON gives it back: with lists for tuples."""
+    result: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return result
