@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import tyro
 
 from examples.ray_head import RayHead
@@ -53,8 +54,25 @@ class Demo:
         words = [str(word) for word in command]
         print(f"\n== {title}\n$ {shlex.join(words)}", flush=True)
         started = time.monotonic()
-        subprocess.run(words, cwd=ROOT, env=environment or self._environment, check=True)
+        process = subprocess.Popen(words, cwd=ROOT, env=environment or self._environment)
+        try:
+            code = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+        if code:
+            raise subprocess.CalledProcessError(code, words)
         print(f"   ({time.monotonic() - started:.0f} s)", flush=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a command and all that it started: torchrun's ranks are in sessions of their own."""
+    tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    _, alive = psutil.wait_procs(tree, timeout=10)
+    for each in alive:
+        each.kill()
+    process.wait()
 
 
 def prompts() -> list[str]:

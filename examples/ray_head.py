@@ -47,6 +47,8 @@ class RayHead:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": self.address,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "no_proxy": "127.0.0.1,localhost",
+            "NO_PROXY": "127.0.0.1,localhost",
         }
         # Short: the sockets inside must stay under 107 characters.
         self._folder = tempfile.mkdtemp(prefix="lm-ray-")
@@ -82,12 +84,13 @@ class RayHead:
         self._on_exit.close()
 
     def _wait_for(self, url: str) -> None:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
             try:
-                urllib.request.urlopen(url, timeout=2)
+                direct.open(url, timeout=2)
                 return
             except urllib.error.HTTPError as error:
                 if error.code in (401, 403):  # it answers; it wants the token

@@ -10,9 +10,10 @@ from shared.errors import run_entry_point
 
 def main() -> int:
     """Returns 0, or 1 if there were clips and none of them is in the cache."""
-    from preprocess.job import run_job  # loads Ray; not needed for --help and for a mistyped option
+    config = tyro.cli(PreprocessConfig, prog="python -m preprocess")
+    from preprocess.job import run_job  # loads Ray: not for --help and mistyped options
 
-    report = run_job(tyro.cli(PreprocessConfig, prog="python -m preprocess", config=(tyro.conf.AvoidSubcommands,)))
+    report = run_job(config)
     print(report.table())
     if report.num_other_captions:
         print(
@@ -20,7 +21,7 @@ def main() -> int:
             "manifest has others now: encode into another --output to change them",
             file=sys.stderr,
         )
-    if report.num_encoded + report.num_committed_before == 0:
+    if report.num_rows and report.num_encoded + report.num_committed_before == 0:
         print("error: no sample is in the cache: every clip was refused, see the reasons above", file=sys.stderr)
         return 1
     return 0

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+import PIL
 import torch
 
 from preprocess.config import PreprocessConfig
@@ -24,6 +26,8 @@ from shared.encoders.t5 import TextEncoder
 from shared.encoders.vae import VideoAutoencoder
 from shared.errors import InputError
 from shared.spec import latent_shape
+
+_NOTHING_LEFT = "cleaning leaves nothing of {!r}: mend the caption or use --cleaning none in another cache"
 
 CPU_THREADS = 1
 """Threads of an encoder on a CPU: fixed, since sums depend on their number. More workers use more cores."""
@@ -74,7 +78,11 @@ class Encoders:
         return {
             "device": torch.cuda.get_device_name(self.device) if on_gpu else f"cpu {platform.machine()}",
             "cpu_threads": None if on_gpu else CPU_THREADS,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "cuda": torch.version.cuda,
             "torch": torch.__version__,
+            "av": av.__version__,
+            "pillow": PIL.__version__,
             **t5.VERSIONS,
             **vae.VERSIONS,
         }
@@ -92,8 +100,9 @@ class Encoders:
         Yields:
             After each sample: None, or its refusal. At the end: the committed shard.
         """
-        captions = [caption for sample in task.samples for caption in sample.captions]
-        embeddings = iter(self.text_encoder.encode(captions))
+        clean = self.text_encoder.clean
+        kept = [tuple(caption for caption in sample.captions if clean(caption)) for sample in task.samples]
+        embeddings = iter(self.text_encoder.encode([caption for captions in kept for caption in captions]))
         refusals = []
         with ShardWriter(
             root,
@@ -103,8 +112,10 @@ class Encoders:
             clips_root=self._config.manifest.parent,
             environment=self.environment(),
         ) as writer:
-            for sample, frames in zip(task.samples, clips, strict=True):
-                texts = tuple(next(embeddings) for _ in sample.captions)
+            for sample, captions, frames in zip(task.samples, kept, clips, strict=True):
+                texts = tuple(next(embeddings) for _ in captions)
+                if not captions and not isinstance(frames, Refusal):
+                    frames = refuse(sample, task.bucket, "no_caption_left", _NOTHING_LEFT.format(sample.captions[0]))
                 if isinstance(frames, Refusal):
                     refusals.append(frames)
                     yield frames
@@ -116,8 +127,8 @@ class Encoders:
                     bucket=task.bucket,
                     frame_interval=sample.window.interval,
                     fps=sample.fps,
-                    captions=sample.captions,
-                    cleaned_captions=tuple(self.text_encoder.clean(caption) for caption in sample.captions),
+                    captions=captions,
+                    cleaned_captions=tuple(clean(caption) for caption in captions),
                     latent=self.vae.encode(frames, seed=sample.sample),
                     texts=texts,
                 )

@@ -17,7 +17,15 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from tqdm import tqdm
 
 from preprocess.config import PreprocessConfig
@@ -34,12 +42,25 @@ from shared.storage import temporary_path
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job, and nowhere else."""
 _PROBE_BATCH = 16
+_START_SECONDS = 1800
+"""For workers to be placed and to load the encoders, downloads included."""
 _MAX_ATTEMPTS = 3
 """How often a shard is tried whose worker died."""
-_CRASHES = (WorkerCrashedError, OutOfMemoryError)
+_LOSSES = (OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError)
+"""Of a worker, for reasons that need not lie in its clip."""
+_FAILURES = (WorkerCrashedError, RayTaskError, *_LOSSES)
 
 _probe = ray.remote(num_cpus=1, max_retries=1)(lambda clips: [probe_clip(source, path) for source, path in clips])
 _decode = ray.remote(num_cpus=1, max_retries=1)(decode_sample)
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """Returns the ledger's reason and detail for a probe or a decoder that failed without saying why."""
+    if isinstance(error, _LOSSES):
+        return "decoder_lost", f"its worker was lost: {type(error).__name__}"
+    if isinstance(error, RayTaskError):
+        return "not_decodable", f"{type(error.cause).__name__}: {error.cause}"
+    return "decoder_crashed", f"its worker died: {type(error).__name__}"
 
 
 class _EncodeActor:
@@ -74,8 +95,8 @@ class _EncodeActor:
                 waiting.append(_decode.remote(following, task.bucket))
             try:
                 yield ray.get(waiting.popleft())
-            except _CRASHES as error:
-                yield refuse(sample, task.bucket, "decoder_crashed", f"its decoder died: {type(error).__name__}")
+            except _FAILURES as error:
+                yield refuse(sample, task.bucket, *_explain(error))
 
 
 _encode_actor = ray.remote(num_cpus=0, max_restarts=0)(_EncodeActor)
@@ -93,7 +114,7 @@ def run_job(config: PreprocessConfig) -> JobReport:
     _check_cluster_answers(config.address or os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no Ray cluster answers ({error}): start one, or leave out --address and RAY_ADDRESS"
         ) from None
@@ -157,7 +178,7 @@ def _run(config: PreprocessConfig, manifest: Manifest) -> JobReport:
     refusals = [*rows, *refusals, *plan.refusals]
     write_ledger(cache.root, refusals)
     started = time.monotonic()
-    committed, refused_now = pool.encode(plan)
+    committed, refused_now = pool.encode(plan, cache)
     reasons = Counter(refusal.reason for refusal in [*refusals, *refused_now])
     if plan.num_refused_before:
         reasons["refused by an earlier run"] = plan.num_refused_before
@@ -203,12 +224,12 @@ def _probe_all(clips: Sequence[Clip]) -> tuple[list[tuple[Clip, Probe]], list[Re
             try:
                 facts.update(zip(batch, ray.get(ready[0]), strict=True))
                 bar.update(len(batch))
-            except _CRASHES as error:
+            except _FAILURES as error:
                 if len(batch) > 1:
                     queue.extend(range(i, i + 1) for i in batch)
                     continue
-                source = clips[batch[0]].source
-                facts[batch[0]] = Refusal(source=source, reason="decoder_crashed", detail=type(error).__name__)
+                reason, detail = _explain(error)
+                facts[batch[0]] = Refusal(source=clips[batch[0]].source, reason=reason, detail=detail)
     outcomes = [(clip, facts[i]) for i, clip in enumerate(clips)]
     return (
         [(clip, outcome) for clip, outcome in outcomes if isinstance(outcome, Probe)],
@@ -232,7 +253,14 @@ class _Pool:
 
     def open_cache(self) -> Cache:
         """Returns the cache, made if there was none, after every actor has loaded the same encoders and seen it."""
-        provenances = ray.get([provenance for _, provenance in self._started])
+        loading = [provenance for _, provenance in self._started]
+        ready, waiting = ray.wait(loading, num_returns=len(loading), timeout=_START_SECONDS)
+        if waiting:
+            raise InputError(
+                f"{len(ready)} of {len(loading)} workers started within {_START_SECONDS} s: expected all: "
+                "are the GPUs taken by others? Choose fewer by --workers"
+            )
+        provenances = ray.get(loading)
         cache = Cache.open_or_create(self._root, provenances[0])
         for provenance in provenances[1:]:
             cache.require(provenance)
@@ -244,8 +272,8 @@ class _Pool:
             witness.unlink()
         return cache
 
-    def encode(self, plan: Plan) -> tuple[list[CommittedShard], list[Refusal]]:
-        """Encodes all shards of a plan. Returns what was committed and what was refused on the way.
+    def encode(self, plan: Plan, cache: Cache) -> tuple[list[CommittedShard], list[Refusal]]:
+        """Encodes all shards of a plan into the cache. Returns what was committed and what was refused on the way.
 
         Raises:
             RayActorError: if a shard's worker died three times.
@@ -280,8 +308,9 @@ class _Pool:
                     if attempts[run.task.shard_id] == _MAX_ATTEMPTS:
                         raise
                     queue.append(run.task)
+                    ray.kill(run.actor)  # it may only have been out of reach; its GPU is wanted
                     actor, provenance = self._start()
-                    ray.get(provenance)
+                    cache.require(ray.get(provenance))
                     idle.append(actor)
         return committed, refused
 

@@ -41,6 +41,10 @@ class VerifyConfig:
     debug: bool = False
     """Show tracebacks of user errors."""
 
+    def __post_init__(self) -> None:
+        if self.decode < 0:
+            raise InputError(f"--decode {self.decode}: expected 0 or more")
+
 
 def verify(config: VerifyConfig) -> int:
     """Prints the findings and returns the number of faults.

@@ -44,14 +44,18 @@ class BatchPlan:
         self._batch_size, self._seed = batch_size, seed
         self._orders: dict[tuple[int, ...], np.ndarray] = {}
 
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch."""
+        return sum(len(rows) for rows in self._rows)
+
     def first_step(self, epoch: int) -> int:
         """Returns the number of batches before an epoch."""
         return sum(len(rows) * epoch // self._batch_size for rows in self._rows)
 
     def epoch_of(self, step: int) -> int:
         """Returns the epoch to which a step belongs."""
-        num_samples = sum(len(rows) for rows in self._rows)
-        beyond = (step + len(self._rows) + 1) * self._batch_size // num_samples + 2
+        beyond = (step + len(self._rows) + 1) * self._batch_size // self.num_samples + 2
         return bisect_right(range(beyond), step, key=self.first_step) - 1
 
     def batch(self, step: int) -> PlannedBatch:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, T5EncoderModel
 
 from shared.encoders.captions import Cleaning, clean_caption
@@ -48,11 +49,17 @@ class TextEncoder:
         transformers.utils.logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            encoder = T5EncoderModel.from_pretrained(source, dtype="auto")
-        except (OSError, ValueError) as error:
+            parts: Any = T5EncoderModel.from_pretrained(source, dtype="auto", output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"text encoder {model!r}: not loadable ({error}): expected a T5 with its tokenizer"
             ) from None
+        encoder, found = parts
+        if lacking := [*found["missing_keys"], *found["mismatched_keys"]]:
+            raise InputError(
+                f"text encoder {model!r}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}: "
+                "expected a T5 v1.1 encoder"
+            )
         encoder.eval().requires_grad_(False)
         loaded = cls(encoder, tokenizer, name=model, max_tokens=max_tokens, cleaning=cleaning)
         torch.nn.Module.to(encoder, device, dtype)

@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 
 from shared.encoders.fingerprint import weights_sha256
 from shared.encoders.location import locate
@@ -49,9 +50,16 @@ class VideoAutoencoder:
         """
         _check_class(model)
         try:
-            loaded = AutoencoderKL.from_pretrained(locate(model), low_cpu_mem_usage=False)
-        except (OSError, ValueError) as error:
+            loaded, found = AutoencoderKL.from_pretrained(
+                locate(model), low_cpu_mem_usage=False, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"VAE {model!r}: not loadable ({error}): expected an AutoencoderKL") from None
+        if lacking := [*found["missing_keys"], *found["mismatched_keys"]]:
+            raise InputError(
+                f"VAE {model!r}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}: "
+                "expected those of its configuration"
+            )
         loaded.eval().requires_grad_(False)
         vae = cls(loaded, name=model, micro_batch=micro_batch)
         torch.nn.Module.to(loaded, device, dtype)

@@ -19,6 +19,10 @@ PROBED_COLUMNS = ("num_frames", "height", "width", "aspect_ratio", "resolution",
 """Open-Sora's further columns: known, and found out anew by probing."""
 
 
+_MAX_CHARACTERS = 5_000
+"""Of a caption: far more than any token limit keeps, and little enough to be cleaned in a moment."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """A clip of the manifest."""
@@ -91,6 +95,9 @@ def _merge(manifest: Path, rows: list[tuple[str | None, str | None]]) -> Manifes
             refused.append(RefusedRow(source=f"row {number}", reason="no_path", detail="the row names no clip"))
         elif not text or not text.strip():
             refused.append(RefusedRow(source=source, reason="no_caption", detail=f"row {number} has no text"))
+        elif len(text) > _MAX_CHARACTERS:
+            detail = f"row {number}: {len(text)} characters: expected at most {_MAX_CHARACTERS}"
+            refused.append(RefusedRow(source=source, reason="caption_too_long", detail=detail))
         elif "\x00" in source:
             refused.append(
                 RefusedRow(source=repr(source), reason="bad_path", detail=f"row {number}: the path has a NUL byte")
@@ -109,11 +116,20 @@ def _read_rows(path: Path) -> tuple[list[str], list[Sequence[str | None]]]:
     if path.suffix == ".parquet":
         try:
             table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
+            columns = [_texts(path, name, table[name]) for name in table.column_names]
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"manifest {path}: not readable as Parquet: {error}") from None
-        columns = [[None if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
         return table.column_names, list(zip(*columns, strict=True))
     raise InputError(f"manifest {path}: ending {path.suffix!r}: expected .csv or .parquet")
+
+
+def _texts(path: Path, name: str, column: pa.ChunkedArray) -> list[str | None]:
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+        raise InputError(
+            f"manifest {path}: column {name!r} is of type {column.type}: expected text: write one row a caption, or "
+            "leave the column out"
+        )
+    return [None if value is None else str(value) for value in column.to_pylist()]
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[Sequence[str | None]]]:
@@ -122,7 +138,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[Sequence[str | None]]]:
             reader = csv.reader(file, strict=True)
             names = next(reader, [])
             rows: list[Sequence[str | None]] = list(_checked(path, reader, len(names)))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"manifest {path}: not readable as UTF-8 CSV: {error}") from None
     return names, rows
 

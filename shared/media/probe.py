@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 
-from shared.media.video import MediaError, media_error, presentation_times
+from shared.media.video import MediaError, media_error, open_media, presentation_times
 
 _VERSION_BYTES = 65_536
 
@@ -63,7 +63,7 @@ def probe(path: Path) -> Probe:
     version = file_version(path)
     try:
         times = presentation_times(path)
-        with av.open(str(path)) as container:
+        with open_media(path) as container:
             stream = container.streams.video[0]
             frame = next(container.decode(stream), None)
             fps = stream.average_rate or stream.guessed_rate

@@ -56,6 +56,15 @@ def centre_window(num_clip_frames: int, *, num_frames: int, interval: int) -> Wi
     return Window(start=(num_clip_frames - covered) // 2, interval=interval, num_frames=num_frames)
 
 
+def open_media(path: Path) -> av.container.InputContainer:
+    """Opens a media file for reading; titles and the like may be in any encoding.
+
+    Raises:
+        av.FFmpegError: if the file cannot be read.
+    """
+    return av.open(str(path), metadata_errors="replace")
+
+
 def presentation_times(path: Path) -> list[int]:
     """Returns the time of every presented frame of the first video stream, sorted, in the stream's time base.
 
@@ -65,13 +74,16 @@ def presentation_times(path: Path) -> list[int]:
         MediaError: if there is no video stream, or packets carry no times.
         av.FFmpegError: if the file cannot be read.
     """
-    with av.open(str(path)) as container:
+    times: list[int] = []
+    with open_media(path) as container:
         if not container.streams.video:
             raise MediaError("no_video_stream", f"{path} has no video stream")
-        packets = [p for p in container.demux(container.streams.video[0]) if p.size and not p.is_discard]
-        if any(packet.pts is None for packet in packets):
-            raise MediaError("no_times", f"{path} has frames without a time")
-        return sorted(packet.pts for packet in packets)
+        for packet in container.demux(container.streams.video[0]):
+            if packet.size and not packet.is_discard:
+                if packet.pts is None:
+                    raise MediaError("no_times", f"{path} has frames without a time")
+                times.append(packet.pts)
+    return sorted(times)
 
 
 def decode_window(path: Path, window: Window, bucket: Bucket) -> np.ndarray:
@@ -97,7 +109,7 @@ def decode_window(path: Path, window: Window, bucket: Bucket) -> np.ndarray:
 def _decode_at(path: Path, times: list[int], bucket: Bucket, *, seek: bool) -> list[np.ndarray] | None:
     """Returns the frames presented at these times, or None if one of them does not appear."""
     frames: list[np.ndarray] = []
-    with av.open(str(path)) as container:
+    with open_media(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = 1

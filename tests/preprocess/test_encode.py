@@ -95,6 +95,20 @@ def test_a_clip_that_cannot_be_decoded_costs_itself_alone(tmp_path: Path, encode
     assert cache.read_ledger()["sample"].to_pylist() == [guilty.sample]
 
 
+def test_captions_that_cleaning_empties_are_not_stored_as_empty_text(
+    tmp_path: Path, encoders: Encoders, task: ShardTask
+) -> None:
+    cache = Cache.open_or_create(tmp_path, encoders.provenance())
+    first, second, *others = task.samples
+    first = dataclasses.replace(first, captions=("一只鸟在树枝上",))
+    second = dataclasses.replace(second, captions=("12345678", "a tower"))
+    list(encoders.encode_shard(tmp_path, dataclasses.replace(task, samples=(first, second, *others)), decoded(task)))
+    assert cache.read_ledger().to_pylist()[0]["reason"] == "no_caption_left"
+    captions = cache.committed_samples()
+    assert first.sample not in captions
+    assert captions[second.sample] == ("a tower",)
+
+
 def test_a_latent_that_is_not_finite_costs_its_clip_alone(
     tmp_path: Path, encoders: Encoders, task: ShardTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,9 +161,6 @@ def test_bad_clips_go_to_the_ledger_and_the_rest_is_encoded(
         "towers.mp4": "no_caption",
         "row 7": "no_path",
     }
-    again = preprocess(*options, "--buckets", "40x64x64")
-    assert again.returncode == 0
-    assert len(cache.read_index()) == 2
     too_long = preprocess(*options[:-1], tmp_path / "none", "--buckets", "80x64x64")
     assert too_long.returncode == 1
     assert "every clip was refused" in too_long.stderr
@@ -177,7 +174,6 @@ def test_bad_clips_go_to_the_ledger_and_the_rest_is_encoded(
         (["--manifest", "/nowhere.csv"], "manifest /nowhere.csv: no such file"),
         (["--output", "tests"], "but no dataset.json: expected an empty folder"),
         (["--max-tokens", "77"], "was made with max_tokens=120 (model demo:t5), this job has max_tokens=77"),
-        (["--precision", "bfloat16"], "was made with precision='float32'"),
         (["--address", "127.0.0.1:1"], "no Ray cluster answers"),
     ],
 )

@@ -1,11 +1,13 @@
 """The encoders give what plain transformers and diffusers give, on models of the real classes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, T5EncoderModel
 
 from shared.encoders.location import locate
@@ -110,6 +112,22 @@ def test_a_model_that_is_not_there_is_refused(model: str) -> None:
         VideoAutoencoder.load(model)
     with pytest.raises(InputError, match="no such folder: expected a folder or a hub id"):
         TextEncoder.load(model)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_with_noise(tmp_path: Path) -> None:
+    for model, name, load in [
+        ("demo:t5", "model.safetensors", TextEncoder.load),
+        ("demo:vae", "diffusion_pytorch_model.safetensors", VideoAutoencoder.load),
+    ]:
+        folder = shutil.copytree(locate(model), tmp_path / model.removeprefix("demo:"))
+        weights = load_file(folder / name)
+        lacking = sorted(weights)[-1]
+        save_file({key: value for key, value in weights.items() if key != lacking}, folder / name, {"format": "pt"})
+        with pytest.raises(InputError, match="weights are missing or of another shape"):
+            load(str(folder))
+        (folder / name).write_bytes((folder / name).read_bytes()[:1000])
+        with pytest.raises(InputError, match="not loadable"):
+            load(str(folder))
 
 
 def test_a_folder_that_holds_another_model_is_refused(tmp_path: Path) -> None:

@@ -80,6 +80,17 @@ def test_a_mapped_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_manifest(write(tmp_path, "path,text\na,b\n"), columns={"video": "path"})
 
 
+def test_captions_in_a_list_column_are_refused_and_not_written_as_python(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a.mp4"], "text": [["one", "two"]]}), tmp_path / "m.parquet")
+    with pytest.raises(InputError, match="column 'text' is of type list.*: expected text: write one row a caption"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+def test_a_caption_of_a_whole_book_is_refused(tmp_path: Path) -> None:
+    manifest = read_manifest(write(tmp_path, f"path,text\na.mp4,{'a.' * 3000}\n"))
+    assert [(row.source, row.reason) for row in manifest.refused] == [("a.mp4", "caption_too_long")]
+
+
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such file: expected a .csv or .parquet with columns path and text"):
         read_manifest(tmp_path / "none.csv")

@@ -120,6 +120,22 @@ def test_a_file_with_sound_alone_is_refused(tmp_path: Path) -> None:
     assert refused.value.reason == "no_video_stream"
 
 
+def test_a_title_in_another_encoding_does_not_matter(make_clip: ClipMaker, tmp_path: Path) -> None:
+    whole = make_clip()
+    titled = tmp_path / "titled.mkv"
+    with av.open(str(whole)) as source, av.open(str(titled), "w") as target:
+        target.metadata["title"] = "Caf*"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    titled.write_bytes(titled.read_bytes().replace(b"Caf*", b"Caf\xe9"))
+    assert probe(titled).num_frames == 20
+    frames = decode_window(titled, Window(start=3, interval=1, num_frames=2), Bucket(2, 32, 32))
+    assert frame_numbers(frames) == [3, 4]
+
+
 @pytest.mark.parametrize("name", REAL_CLIPS)
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9])
 def test_a_truncated_clip_is_refused_or_its_frames_are_whole(
