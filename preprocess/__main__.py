@@ -15,10 +15,10 @@ def main() -> int:
 
     report = run_job(config)
     print(report.table())
-    if report.num_other_captions:
+    if report.num_stale > report.num_removed:
         print(
-            f"note: {report.num_other_captions:,} samples keep the captions that they were encoded with, though the "
-            "manifest has others now: encode into another --output to change them",
+            f"note: {report.num_stale:,} samples in the cache are of clips that changed or that the manifest does not "
+            "name: --prune removes them",
             file=sys.stderr,
         )
     if report.num_rows and report.num_encoded + report.num_committed_before == 0:

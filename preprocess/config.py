@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from shared.cache.layout import LATENT_STREAM, Container, check_text_stream
+from shared.codec import Codec, stored_shape
 from shared.encoders.captions import Cleaning
 from shared.encoders.location import DEMO_PREFIX
 from shared.errors import InputError
 from shared.media.manifest import REQUIRED_COLUMNS
-from shared.spec import Bucket, Codec
+from shared.spec import Bucket, Posterior
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +26,9 @@ class PreprocessConfig:
     manifest: Path
     """A .csv or .parquet with the columns path and text; relative paths start at its folder.
     Rows of one path are one clip with several captions."""
-    output: Path
-    """The cache's folder, on a file system that every node sees. Made if it does not exist."""
+    output: str
+    """The cache: a folder on a file system that every node sees, or s3://bucket/prefix, gs:// or az://.
+    Made if it does not exist."""
     buckets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TxHxW ...")]
     """Sizes to encode, each FRAMESxHEIGHTxWIDTH, e.g. 16x256x256."""
 
@@ -50,15 +53,31 @@ class PreprocessConfig:
     """Longer captions are cut to this many T5 tokens."""
     cleaning: Cleaning = "deepfloyd"
     """How captions are cleaned before T5: deepfloyd as for the published models, or none."""
-    codec: Codec = "bfloat16"
-    """How latents and embeddings are stored."""
+    posterior: Posterior = "sample"
+    """What is stored of the VAE's posterior. mean+logvar takes twice the bytes; the trainer then samples anew each
+    epoch."""
+    latent_codec: Annotated[str, tyro.conf.arg(metavar="CODEC")] = "bfloat16+zstd"
+    """How latents are stored: bfloat16+zstd loses nothing of bfloat16; int8@37+delta+zstd takes half of it, with 37 dB of
+    signal to quantisation noise. See docs/codecs.md."""
+    text_codec: Annotated[str, tyro.conf.arg(metavar="CODEC")] = "bfloat16+zstd"
+    """How embeddings are stored, e.g. int8@30+zstd."""
+    container: Container = "tar"
+    """tar: WebDataset shards; zarr: Zarr v3 groups in zip files."""
+    share_text: bool = False
+    """Store a caption that several samples have once, apart from them. Readers then need the index."""
+    text_stream: Annotated[str, tyro.conf.arg(metavar="text.NAME")] = "text.t5"
+    """The stream of the texts; a second text encoder gets one of its own."""
+    only_texts: bool = False
+    """Encode the captions of samples that are in the cache, and no clips: for a second text encoder, or new captions."""
+    prune: bool = False
+    """Remove samples of clips that changed or that the manifest names no more."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the encoders compute in. auto: bfloat16 on GPUs, float32 on CPUs."""
     vae_micro_batch: int = 16
     """Frames a forward pass of the VAE."""
 
-    shard_samples: int = 64
-    """Samples a shard, at most; what a killed worker loses."""
+    shard_samples: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Samples a shard, at most; what a killed worker loses. Without it: 256 MB, or a minute of a GPU."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Encoding workers. Without it: one a GPU of the cluster, or one if there is none."""
     decode_ahead: int = 8
@@ -69,16 +88,20 @@ class PreprocessConfig:
     """Show tracebacks of user errors."""
 
     def __post_init__(self) -> None:
-        for name in ("frame_interval", "max_tokens", "vae_micro_batch", "shard_samples", "decode_ahead"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"--workers {self.workers}: expected at least 1")
+        for name in ("frame_interval", "max_tokens", "vae_micro_batch", "shard_samples", "decode_ahead", "workers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+        check_text_stream(self.text_stream)
+        latent_shape = (1, 1, 1, 1)  # any: that the codecs suit what they are for
+        stored_shape(Codec.parse(self.latent_codec), latent_shape)
+        stored_shape(Codec.parse(self.text_codec), latent_shape[:2])
+        if self.only_texts and self.prune:
+            raise InputError("--prune with --only-texts: clips are not looked at then: drop one of the two")
         if not self.buckets:
             raise InputError("--buckets: found none: expected e.g. 16x256x256")
         self.parsed_buckets()
         self.column_mapping()
-        for name in ("vae", "text_encoder"):
+        for name in ("text_encoder",) if self.only_texts else ("vae", "text_encoder"):
             self._check_model(name)
 
     def _check_model(self, name: str) -> None:
@@ -101,6 +124,14 @@ class PreprocessConfig:
             if not theirs or ours not in REQUIRED_COLUMNS:
                 raise InputError(f"--columns {theirs}={ours}: expected THEIRS=OURS with OURS one of path, text")
         return {theirs: ours for theirs, _, ours in pairs}
+
+    def codecs(self) -> dict[str, Codec]:
+        """Returns the codecs, by stream."""
+        return {LATENT_STREAM: Codec.parse(self.latent_codec), self.text_stream: Codec.parse(self.text_codec)}
+
+    def streams(self) -> tuple[str, ...]:
+        """Returns the streams that this job encodes."""
+        return (self.text_stream,) if self.only_texts else (LATENT_STREAM, self.text_stream)
 
     def resolved(self) -> "PreprocessConfig":
         """Returns the same configuration with the preset's models in place."""

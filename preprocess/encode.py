@@ -5,27 +5,33 @@ a shard's bytes are the same on any number of workers.
 """
 
 import platform
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import av
 import numpy as np
 import PIL
 import torch
+import zstandard
 
 from preprocess.config import PreprocessConfig
 from preprocess.decode import refuse
-from preprocess.plan import ShardTask
-from shared.cache.commit import Sample, ShardWriter
+from preprocess.plan import SampleTask, ShardTask
+from preprocess.text_plan import Caption, SharedTextTask, TextTask, identify
+from shared.cache.commit import ShardWriter, commit_rows
 from shared.cache.dataset import CommittedShard, Provenance
-from shared.cache.layout import LATENT_STREAM, TEXT_STREAM
+from shared.cache.fragments import SHARED_KIND
+from shared.cache.layout import LATENT_STREAM
 from shared.cache.ledger import Refusal, write_ledger
+from shared.cache.null_caption import write_null_caption
+from shared.cache.rows import Place, Sample, Text, sample_row, shared_text_row, text_row
+from shared.cache.schema import rows_table
 from shared.encoders import t5, vae
 from shared.encoders.t5 import TextEncoder
 from shared.encoders.vae import VideoAutoencoder
 from shared.errors import InputError
 from shared.spec import latent_shape
+from shared.stores.store import Store
 
 _NOTHING_LEFT = "cleaning leaves nothing of {!r}: mend the caption or use --cleaning none in another cache"
 
@@ -34,7 +40,7 @@ CPU_THREADS = 1
 
 
 class Encoders:
-    """T5 and the VAE on one device.
+    """T5 and, unless only texts are encoded, the VAE on one device.
 
     Args:
         config: Which models and how; resolved, so that both are named.
@@ -44,22 +50,16 @@ class Encoders:
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
-        assert config.vae is not None
         assert config.text_encoder is not None
-        geometry = vae.read_geometry(config.vae)
-        for bucket in config.parsed_buckets():
-            latent_shape(bucket, geometry)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._config = config
+        self._config, self._codecs = config, config.codecs()
         if self.device.type == "cpu":
             torch.set_num_threads(CPU_THREADS)
         precision = config.precision
         if precision == "auto":
             precision = "bfloat16" if self.device.type == "cuda" else "float32"
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-        self.vae = VideoAutoencoder.load(
-            config.vae, device=self.device, dtype=dtype, micro_batch=config.vae_micro_batch
-        )
+        self.vae = None if config.only_texts else self._load_vae(dtype)
         self.text_encoder = TextEncoder.load(
             config.text_encoder,
             device=self.device,
@@ -68,9 +68,26 @@ class Encoders:
             cleaning=config.cleaning,
         )
 
+    def _load_vae(self, dtype: torch.dtype) -> VideoAutoencoder:
+        config = self._config
+        assert config.vae is not None
+        geometry = vae.read_geometry(config.vae)
+        for bucket in config.parsed_buckets():
+            latent_shape(bucket, geometry)
+        return VideoAutoencoder.load(
+            config.vae,
+            device=self.device,
+            dtype=dtype,
+            micro_batch=config.vae_micro_batch,
+            posterior=config.posterior,
+        )
+
     def provenance(self) -> Provenance:
-        """Returns the provenance of both streams."""
-        return {LATENT_STREAM: self.vae.provenance(), TEXT_STREAM: self.text_encoder.provenance()}
+        """Returns the provenance of the streams that are encoded."""
+        made = {self._config.text_stream: self.text_encoder.provenance()}
+        if self.vae is not None:
+            made = {LATENT_STREAM: self.vae.provenance(), **made}
+        return {stream: {**values, "codec": str(self._codecs[stream])} for stream, values in made.items()}
 
     def environment(self) -> dict[str, Any]:
         """Returns what else the bytes of a shard depend on; recorded beside each."""
@@ -83,61 +100,121 @@ class Encoders:
             "torch": torch.__version__,
             "av": av.__version__,
             "pillow": PIL.__version__,
+            "zstandard": zstandard.__version__,
+            "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
             **t5.VERSIONS,
             **vae.VERSIONS,
         }
 
+    def encode_null_caption(self, store: Store) -> None:
+        """Stores the embedding of the empty caption, unless it is there."""
+        write_null_caption(store, self._config.text_stream, self.text_encoder.encode([""])[0])
+
     def encode_shard(
-        self, root: Path, task: ShardTask, clips: Iterable[np.ndarray | Refusal]
+        self,
+        store: Store,
+        task: ShardTask,
+        clips: Iterable[np.ndarray | Refusal],
+        shared: Mapping[str, Place] | None = None,
     ) -> Iterator[Refusal | CommittedShard | None]:
         """Encodes and commits one shard.
 
         Args:
-            root: The cache's folder.
+            store: The cache's.
             task: What the shard holds.
             clips: For each sample of the task, in its order: frames (T, height, width, 3) uint8, or why there are none.
+            shared: Where the texts lie that samples share, by identity, if they are stored apart.
 
         Yields:
             After each sample: None, or its refusal. At the end: the committed shard.
         """
-        clean = self.text_encoder.clean
-        kept = [tuple(caption for caption in sample.captions if clean(caption)) for sample in task.samples]
-        embeddings = iter(self.text_encoder.encode([caption for captions in kept for caption in captions]))
+        assert self.vae is not None
+        texts = self._texts(
+            {sample.sample: identify(sample.captions, self.text_encoder.clean) for sample in task.samples}, shared
+        )
         refusals = []
-        with ShardWriter(
-            root,
-            shard_id=task.shard_id,
-            bucket=task.bucket,
-            codec=self._config.codec,
-            clips_root=self._config.manifest.parent,
-            environment=self.environment(),
-        ) as writer:
-            for sample, captions, frames in zip(task.samples, kept, clips, strict=True):
-                texts = tuple(next(embeddings) for _ in captions)
-                if not captions and not isinstance(frames, Refusal):
+        with self._writer(store, task.shard_id, str(task.bucket)) as writer:
+            for sample, frames in zip(task.samples, clips, strict=True):
+                if not texts[sample.sample] and not isinstance(frames, Refusal):
                     frames = refuse(sample, task.bucket, "no_caption_left", _NOTHING_LEFT.format(sample.captions[0]))
                 if isinstance(frames, Refusal):
                     refusals.append(frames)
                     yield frames
                     continue
-                encoded = Sample(
-                    sample=sample.sample,
-                    source=sample.source,
-                    source_version=sample.source_version,
-                    bucket=task.bucket,
-                    frame_interval=sample.window.interval,
-                    fps=sample.fps,
-                    captions=captions,
-                    cleaned_captions=tuple(clean(caption) for caption in captions),
-                    latent=self.vae.encode(frames, seed=sample.sample),
-                    texts=texts,
-                )
                 try:
-                    writer.add(encoded)
+                    encoded = self._sample(sample, task, frames, texts[sample.sample])
+                    writer.add(*sample_row(encoded, self._codecs, task.generation))
                 except InputError as error:
                     refusals.append(refuse(sample, task.bucket, "not_storable", str(error)))
                     yield refusals[-1]
                     continue
                 yield None
-            write_ledger(root, refusals)
+            write_ledger(store, refusals)
             yield writer.commit()
+
+    def _sample(self, sample: SampleTask, task: ShardTask, frames: np.ndarray, texts: tuple[Text, ...]) -> Sample:
+        assert self.vae is not None
+        return Sample(
+            sample=sample.sample,
+            source=sample.source,
+            source_version=sample.source_version,
+            bucket=task.bucket,
+            frame_interval=sample.window.interval,
+            fps=sample.fps,
+            latent=self.vae.encode(frames, seed=sample.sample),
+            texts={self._config.text_stream: texts},
+            manifest=sample.columns,
+        )
+
+    def encode_texts(self, store: Store, task: TextTask, shared: Mapping[str, Place] | None = None) -> CommittedShard:
+        """Encodes and commits new texts of committed samples; those that lie somewhere already are named only."""
+        stream = self._config.text_stream
+        texts = self._texts({sample.sample: sample.captions for sample in task.samples}, shared)
+        generations = {sample.sample: sample.generation for sample in task.samples}
+        rows = [
+            text_row(sample, stream, parts, self._codecs[stream], generations[sample])
+            for sample, parts in texts.items()
+        ]
+        if shared is not None:
+            table = rows_table([row for row, _ in rows])
+            created = commit_rows(store, task.shard_id, table, self._record())
+            return CommittedShard(shard="", num_samples=len(rows), num_bytes=0, created=created)
+        with self._writer(store, task.shard_id, stream) as writer:
+            for row, arrays in rows:
+                writer.add(row, arrays)
+            return writer.commit()
+
+    def encode_shared_texts(self, store: Store, task: SharedTextTask) -> CommittedShard:
+        """Encodes and commits texts that samples share."""
+        stream = self._config.text_stream
+        with self._writer(store, task.shard_id, stream, kind=SHARED_KIND) as writer:
+            for (text,) in self._texts({caption.id: (caption,) for caption in task.captions}, None).values():
+                writer.add(*shared_text_row(stream, text, self._codecs[stream]))
+            return writer.commit()
+
+    def _texts(
+        self, captions: Mapping[str, tuple[Caption, ...]], shared: Mapping[str, Place] | None
+    ) -> dict[str, tuple[Text, ...]]:
+        """Returns the texts of each key, embedded here or, if they are shared, where they lie."""
+        if shared is not None:
+            return {
+                key: tuple(Text(id=text.id, caption=text.caption, embedding=shared[text.id]) for text in texts)
+                for key, texts in captions.items()
+            }
+        embeddings = iter(self.text_encoder.encode([text.caption for texts in captions.values() for text in texts]))
+        return {
+            key: tuple(Text(id=text.id, caption=text.caption, embedding=next(embeddings)) for text in texts)
+            for key, texts in captions.items()
+        }
+
+    def _record(self) -> dict[str, Any]:
+        return {"clips_root": str(self._config.manifest.parent), "environment": self.environment()}
+
+    def _writer(self, store: Store, shard_id: str, folder: str, kind: str = "samples") -> ShardWriter:
+        return ShardWriter(
+            store,
+            shard_id=shard_id,
+            folder=folder,
+            container=self._config.container,
+            record={**self._record(), "kind": kind},
+        )

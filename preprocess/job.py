@@ -6,11 +6,12 @@ decoders.
 """
 
 import os
+import secrets
 import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,19 @@ from tqdm import tqdm
 
 from preprocess.config import PreprocessConfig
 from preprocess.decode import decode_sample, probe_clip, refuse
-from preprocess.plan import Plan, ShardTask, make_plan
+from preprocess.plan import ShardTask
 from preprocess.report import JobReport
+from preprocess.text_plan import SharedTextTask, TextTask, num_members
+from preprocess.work import Work, find_work
+from shared.cache.card import write_card
 from shared.cache.dataset import Cache, CommittedShard, Provenance, check_is_cache_or_empty
 from shared.cache.ledger import Refusal, write_ledger
+from shared.cache.removal import remove_samples
+from shared.cache.rows import Place
 from shared.errors import InputError
 from shared.media.manifest import Clip, Manifest, read_manifest
 from shared.media.probe import Probe
-from shared.storage import temporary_path
+from shared.stores.open import open_store
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job, and nowhere else."""
@@ -49,6 +55,8 @@ _MAX_ATTEMPTS = 3
 _LOSSES = (OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError)
 """Of a worker, for reasons that need not lie in its clip."""
 _FAILURES = (WorkerCrashedError, RayTaskError, *_LOSSES)
+
+Task = ShardTask | TextTask | SharedTextTask
 
 _probe = ray.remote(num_cpus=1, max_retries=1)(lambda clips: [probe_clip(source, path) for source, path in clips])
 _decode = ray.remote(num_cpus=1, max_retries=1)(decode_sample)
@@ -74,17 +82,29 @@ class _EncodeActor:
         self._encoders = Encoders(config)
         return self._encoders.provenance()
 
-    def check_output(self, witness: Path) -> None:
+    def check_output(self, output: str, witness: str) -> None:
         """Raises :class:`InputError` if this node does not see the file that the driver wrote into the cache."""
-        if not witness.is_file():
+        if open_store(output).size(witness) is None:
             raise InputError(
-                f"--output {witness.parent}: node {ray.util.get_node_ip_address()} does not see what the driver wrote "
-                "there: expected a file system that every node shares"
+                f"--output {output}: node {ray.util.get_node_ip_address()} does not see what the driver wrote "
+                "there: expected a file system that every node shares, or an object store"
             )
 
-    def encode_shard(self, root: Path, task: ShardTask) -> Iterator[Refusal | CommittedShard | None]:
-        """Encodes and commits one shard; yields as ``Encoders.encode_shard``."""
-        yield from self._encoders.encode_shard(root, task, self._decoded(task))
+    def encode_null_caption(self, output: str) -> None:
+        """Stores the embedding of the empty caption."""
+        self._encoders.encode_null_caption(open_store(output))
+
+    def encode(
+        self, output: str, task: Task, shared: Mapping[str, Place] | None
+    ) -> Iterator[Refusal | CommittedShard | None]:
+        """Encodes and commits one shard; yields None or a refusal after each sample, and the shard at the end."""
+        store = open_store(output)
+        if isinstance(task, ShardTask):
+            yield from self._encoders.encode_shard(store, task, self._decoded(task), shared)
+        elif isinstance(task, TextTask):
+            yield self._encoders.encode_texts(store, task, shared)
+        else:
+            yield self._encoders.encode_shared_texts(store, task)
 
     def _decoded(self, task: ShardTask) -> Iterator[np.ndarray | Refusal]:
         """Yields the frames of each sample, in order, with a few being decoded ahead."""
@@ -110,7 +130,7 @@ def run_job(config: PreprocessConfig) -> JobReport:
     """
     config = _placed(config.resolved())
     manifest = read_manifest(config.manifest, columns=config.column_mapping(), ignore=config.ignore_columns)
-    check_is_cache_or_empty(config.output)
+    check_is_cache_or_empty(open_store(config.output))
     _check_cluster_answers(config.address or os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
@@ -148,13 +168,14 @@ def _placed(config: PreprocessConfig) -> PreprocessConfig:
     be given relative to it, what is written there would be lost.
     """
     if _JOB_VARIABLE in os.environ:
-        if not config.output.is_absolute():
+        if "://" not in config.output and not Path(config.output).is_absolute():
             raise InputError(
                 f"--output {config.output}: inside a Ray job the current folder is a temporary copy: "
                 "expected an absolute path on a file system that every node shares"
             )
         return config
-    return replace(config, manifest=config.manifest.absolute(), output=config.output.absolute())
+    output = config.output if "://" in config.output else str(Path(config.output).absolute())
+    return replace(config, manifest=config.manifest.absolute(), output=output)
 
 
 def _run(config: PreprocessConfig, manifest: Manifest) -> JobReport:
@@ -163,35 +184,45 @@ def _run(config: PreprocessConfig, manifest: Manifest) -> JobReport:
     if num_gpus and num_workers > num_gpus:
         raise InputError(f"--workers {num_workers}: found {num_gpus} GPUs in the cluster: expected at most that many")
     pool = _Pool(config, num_workers, num_gpus)
-    probed, refusals = _probe_all(manifest.clips)
+    probed, refusals = ([], []) if config.only_texts else _probe_all(manifest.clips)
     cache = pool.open_cache()
-    plan = make_plan(
-        probed,
-        buckets=config.parsed_buckets(),
-        buckets_per_clip=config.buckets_per_clip,
-        frame_interval=config.frame_interval,
-        shard_samples=config.shard_samples,
-        committed=cache.committed_samples(),
-        refused=set(cache.read_ledger()["sample"].drop_null().to_pylist()),
-    )
+    work = find_work(config, manifest, probed, cache)
     rows = [Refusal(source=row.source, reason=row.reason, detail=row.detail) for row in manifest.refused]
-    refusals = [*rows, *refusals, *plan.refusals]
-    write_ledger(cache.root, refusals)
+    refusals = [*rows, *refusals, *work.refusals]
+    write_ledger(cache.store, refusals)
+    num_removed = remove_samples(cache, work.stale) if config.prune else 0
     started = time.monotonic()
-    committed, refused_now = pool.encode(plan, cache)
+    committed, refused_now = _encode_all(pool, work, cache)
+    seconds = time.monotonic() - started
+    write_card(cache)
     reasons = Counter(refusal.reason for refusal in [*refusals, *refused_now])
-    if plan.num_refused_before:
-        reasons["refused by an earlier run"] = plan.num_refused_before
+    if work.num_refused_before:
+        reasons["refused by an earlier run"] = work.num_refused_before
     return JobReport(
         num_rows=manifest.num_rows,
         num_clips=len(manifest.clips),
-        num_encoded=sum(shard.num_samples for shard in committed),
-        num_committed_before=plan.num_committed,
-        num_other_captions=plan.num_other_captions,
+        num_encoded=sum(shard.num_samples for shard in committed["samples"]),
+        num_committed_before=work.num_committed,
+        num_new_texts=sum(shard.num_samples for shard in committed["texts"]),
+        num_shared_texts=sum(shard.num_samples for shard in committed["shared"]),
+        num_stale=len(work.stale),
+        num_removed=num_removed,
         refused=reasons,
-        num_bytes=sum(shard.num_bytes for shard in committed),
-        seconds=time.monotonic() - started,
+        num_bytes=sum(shard.num_bytes for shards in committed.values() for shard in shards),
+        seconds=seconds,
     )
+
+
+def _encode_all(pool: "_Pool", work: Work, cache: Cache) -> tuple[dict[str, list[CommittedShard]], list[Refusal]]:
+    """Encodes what is to be encoded: texts that samples share first, since the others name them."""
+    shared: Mapping[str, Place] | None = None
+    committed: dict[str, list[CommittedShard]] = {}
+    committed["shared"], _ = pool.encode("texts", work.shared_texts, cache, None)
+    if work.share_text:
+        shared = cache.shared_texts(work.stream)
+    committed["texts"], _ = pool.encode("texts", work.texts, cache, shared)
+    committed["samples"], refused = pool.encode("encoding", work.shards, cache, shared)
+    return committed, refused
 
 
 def _progress(total: int, what: str, unit: str) -> tqdm:
@@ -244,7 +275,7 @@ class _Pool:
         self._config = config
         self._num_gpus = 1 if num_gpus else 0
         self._started = [self._start() for _ in range(num_workers)]
-        self._root = config.output
+        self._output = config.output
 
     def _start(self) -> tuple[Any, Any]:
         """Returns a new actor and the provenance that its loading will give."""
@@ -261,34 +292,38 @@ class _Pool:
                 "are the GPUs taken by others? Choose fewer by --workers"
             )
         provenances = ray.get(loading)
-        cache = Cache.open_or_create(self._root, provenances[0])
+        cache = Cache.open_or_create(self._output, provenances[0])
         for provenance in provenances[1:]:
             cache.require(provenance)
-        witness = temporary_path(self._root)
-        witness.touch()
+        witness = f".tmp-{secrets.token_hex(8)}"
+        cache.store.write(witness, b"")
         try:
-            ray.get([actor.check_output.remote(witness) for actor, _ in self._started])
+            ray.get([actor.check_output.remote(self._output, witness) for actor, _ in self._started])
         finally:
-            witness.unlink()
+            cache.store.delete(witness)
+        ray.get(self._started[0][0].encode_null_caption.remote(self._output))
         return cache
 
-    def encode(self, plan: Plan, cache: Cache) -> tuple[list[CommittedShard], list[Refusal]]:
-        """Encodes all shards of a plan into the cache. Returns what was committed and what was refused on the way.
+    def encode(
+        self, what: str, tasks: Sequence[Task], cache: Cache, shared: Mapping[str, Place] | None
+    ) -> tuple[list[CommittedShard], list[Refusal]]:
+        """Encodes all tasks into the cache. Returns what was committed and what was refused on the way.
 
         Raises:
             RayActorError: if a shard's worker died three times.
         """
-        queue = deque(plan.tasks)
+        queue = deque(tasks)
+        places = None if shared is None else ray.put(shared)
         attempts: Counter[str] = Counter()
         idle = [actor for actor, _ in self._started]
         running: dict[Any, _Run] = {}
         committed: list[CommittedShard] = []
         refused: list[Refusal] = []
-        with _progress(plan.num_samples, "encoding", "sample") as bar:
+        with _progress(sum(map(_num_members, tasks)), what, "sample" if what == "encoding" else "text") as bar:
             while queue or running:
                 while queue and idle:
                     actor, task = idle.pop(), queue.popleft()
-                    events = actor.encode_shard.options(num_returns="streaming").remote(self._root, task)
+                    events = actor.encode.options(num_returns="streaming").remote(self._output, task, places)
                     running[events] = _Run(actor=actor, task=task)
                 ready, _ = ray.wait(list(running))
                 run = running[ready[0]]
@@ -320,7 +355,7 @@ class _Run:
     """A shard that an actor is encoding."""
 
     actor: Any
-    task: ShardTask
+    task: Task
     events: list[Refusal | CommittedShard | None] = field(default_factory=list)
     num_shown: int = 0
     """Samples that the progress bar counts."""
@@ -328,4 +363,10 @@ class _Run:
     @property
     def num_done(self) -> int:
         """Samples that are encoded or refused."""
+        if not isinstance(self.task, ShardTask):
+            return _num_members(self.task) if self.events else 0
         return sum(not isinstance(event, CommittedShard) for event in self.events)
+
+
+def _num_members(task: Task) -> int:
+    return len(task.samples) if isinstance(task, ShardTask) else num_members(task)

@@ -1,14 +1,16 @@
 """What is to be encoded: probed clips, minus what is committed, in shards of one bucket each. Pure."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from shared.cache.dataset import CommittedSample
 from shared.cache.identity import latent_id, shard_id
 from shared.cache.ledger import Refusal
-from shared.media.manifest import Clip
+from shared.media.manifest import Clip, Value
 from shared.media.probe import Probe
 from shared.media.video import Window, centre_window, span
 from shared.spec import Bucket
@@ -27,6 +29,8 @@ class SampleTask:
     window: Window
     fps: float
     """Frames a second of the frames that are taken."""
+    columns: Mapping[str, Value] = field(default_factory=dict)
+    """What else the manifest says of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +40,8 @@ class ShardTask:
     shard_id: str
     bucket: Bucket
     samples: tuple[SampleTask, ...]
+    generation: int = 0
+    """0, or one more than that at which these samples were removed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +51,12 @@ class Plan:
     tasks: tuple[ShardTask, ...]
     refusals: tuple[Refusal, ...]
     """Clips that fill no bucket."""
-    num_committed: int
-    """Samples that are in the cache already."""
-    num_other_captions: int
-    """Of these, those whose captions in the manifest are others than in the cache, which keeps its own."""
+    committed: tuple[tuple[str, Clip], ...]
+    """Samples that are in the cache already, with what the manifest says of them now."""
     num_refused_before: int
     """Samples that an earlier run put into the ledger."""
+    stale: tuple[str, ...]
+    """Samples of clips that changed, or that the manifest names no more."""
 
     @property
     def num_samples(self) -> int:
@@ -61,27 +67,34 @@ class Plan:
 def make_plan(
     clips: Sequence[tuple[Clip, Probe]],
     *,
+    sources: Collection[str],
     buckets: Sequence[Bucket],
     buckets_per_clip: Literal["best", "all"],
     frame_interval: int,
-    shard_samples: int,
-    committed: Mapping[str, tuple[str, ...]],
+    shard_samples: Callable[[Bucket], int],
+    streams: Collection[str],
+    committed: Mapping[str, CommittedSample],
+    removed: Mapping[str, int],
     refused: Collection[str],
 ) -> Plan:
     """Returns the shards to encode.
 
     Args:
         clips: In the manifest's order, which is the order of samples in shards.
+        sources: Of all rows of the manifest, those of clips that cannot be probed too.
         buckets: Sizes asked for.
         buckets_per_clip: Into the best bucket that a clip fills, or into all.
         frame_interval: Source frames from one taken frame to the next.
-        shard_samples: Samples a shard, at most.
-        committed: Captions of the samples that are in the cache, by their identities.
+        shard_samples: Samples a shard of a bucket, at most.
+        streams: What the shards will hold.
+        committed: The samples that are in the cache, by their identities.
+        removed: Of samples that were removed once, the generation of their latest removal.
         refused: Identities of samples that are in its ledger.
     """
-    by_bucket: dict[Bucket, list[SampleTask]] = {bucket: [] for bucket in buckets}
+    groups: dict[tuple[Bucket, int], list[SampleTask]] = defaultdict(list)
     refusals: list[Refusal] = []
-    num_committed = num_other_captions = num_refused_before = 0
+    found: list[tuple[str, Clip]] = []
+    num_refused_before = 0
     for clip, facts in clips:
         filled = [bucket for bucket in buckets if _shortfall(facts, bucket, frame_interval) is None]
         if not filled:
@@ -91,24 +104,45 @@ def make_plan(
         for bucket in filled:
             task = _sample_task(clip, facts, bucket, frame_interval)
             if task.sample in committed:
-                num_committed += 1
-                num_other_captions += set(committed[task.sample]) != set(clip.captions)
+                found.append((task.sample, clip))
             elif task.sample in refused:
                 num_refused_before += 1
             else:
-                by_bucket[bucket].append(task)
+                groups[bucket, removed.get(task.sample, -1) + 1].append(task)
     tasks = []
-    for bucket, samples in by_bucket.items():
-        for start in range(0, len(samples), shard_samples):
-            chunk = tuple(samples[start : start + shard_samples])
-            tasks.append(ShardTask(shard_id=shard_id(s.sample for s in chunk), bucket=bucket, samples=chunk))
+    for bucket in buckets:
+        for generation in sorted(g for b, g in groups if b == bucket):
+            samples, size = groups[bucket, generation], shard_samples(bucket)
+            for start in range(0, len(samples), size):
+                chunk = tuple(samples[start : start + size])
+                identity = shard_id((s.sample for s in chunk), streams=streams, generation=generation)
+                tasks.append(ShardTask(shard_id=identity, bucket=bucket, samples=chunk, generation=generation))
+    versions = {clip.source: facts.version for clip, facts in clips}
     return Plan(
         tasks=tuple(tasks),
         refusals=tuple(refusals),
-        num_committed=num_committed,
-        num_other_captions=num_other_captions,
+        committed=tuple(found),
         num_refused_before=num_refused_before,
+        stale=tuple(
+            sample
+            for sample, known in committed.items()
+            if known.source not in sources or versions.get(known.source, known.source_version) != known.source_version
+        ),
     )
+
+
+def samples_a_shard(*, sample_bytes: int, sample_pixels: int) -> int:
+    """Returns how many samples go into a shard unless the user says otherwise.
+
+    A shard is what a killed worker loses, and one file: as many samples as take 256 MB before entropy coding, or one
+    minute of an H200 with the Stable Diffusion VAE (181 frames of 512x512 a second), but at most 512.
+    """
+    return max(1, min(512, 256_000_000 // sample_bytes, int(60 * 181 * 512 * 512 / sample_pixels)))
+
+
+def most_samples_a_shard(*, sample_bytes: int, sample_pixels: int) -> int:
+    """Returns how many samples a shard may have: 1 GB, or three minutes of the same GPU."""
+    return max(1, min(1_000_000_000 // sample_bytes, int(180 * 181 * 512 * 512 / sample_pixels)))
 
 
 def _sample_task(clip: Clip, facts: Probe, bucket: Bucket, frame_interval: int) -> SampleTask:
@@ -122,6 +156,7 @@ def _sample_task(clip: Clip, facts: Probe, bucket: Bucket, frame_interval: int) 
         captions=clip.captions,
         window=centre_window(facts.num_frames, num_frames=bucket.num_frames, interval=frame_interval),
         fps=float(facts.fps / frame_interval),
+        columns=clip.columns,
     )
 
 

@@ -16,8 +16,14 @@ class JobReport:
     """Samples that this run added."""
     num_committed_before: int
     """Samples of this manifest that were in the cache already."""
-    num_other_captions: int
-    """Of these, those whose captions in the manifest have changed; the cache keeps those that it was made with."""
+    num_new_texts: int
+    """Of these, those that got new texts."""
+    num_shared_texts: int
+    """Texts that this run stored for samples to share."""
+    num_stale: int
+    """Samples in the cache whose clips changed, or that the manifest names no more."""
+    num_removed: int
+    """Of these, those that this run removed."""
     refused: Counter[str]
     """Refused rows, clips and samples of this manifest, by reason."""
     num_bytes: int
@@ -32,7 +38,9 @@ class JobReport:
             ("clips", f"{self.num_clips:,}"),
             ("samples encoded", f"{self.num_encoded:,}"),
             ("samples already there", f"{self.num_committed_before:,}"),
-            *([("  with other captions", f"{self.num_other_captions:,}")] if self.num_other_captions else []),
+            *([("  with new texts", f"{self.num_new_texts:,}")] if self.num_new_texts else []),
+            *([("shared texts encoded", f"{self.num_shared_texts:,}")] if self.num_shared_texts else []),
+            *([("samples removed", f"{self.num_removed:,}")] if self.num_removed else []),
             ("refused", f"{self.refused.total():,}"),
             *((f"  {reason}", f"{count:,}") for reason, count in self.refused.most_common()),
             ("bytes written", f"{self.num_bytes:,}"),

@@ -1,23 +1,19 @@
-"""Sizes: buckets, latent shapes, text shapes and the bytes that they take. Pure, and free of torch.
+"""Sizes: buckets and latent shapes. Pure, and free of torch.
 
-Letters: C latent channels, T latent frames, H and W latent rows and columns, L caption tokens, D text channels.
+Letters: C latent channels, T latent frames, H and W latent rows and columns.
 """
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from shared.errors import InputError
 
 _BUCKET = re.compile(r"^(\d+)x(\d+)x(\d+)$")
 
-Codec = Literal["float32", "bfloat16", "float16"]
-"""How numbers are stored, see ``shared.cache.codecs``."""
-
-BYTES_PER_VALUE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one stored number, by codec."""
-assert set(BYTES_PER_VALUE) == set(get_args(Codec))
+Posterior = Literal["sample", "mean", "mean+logvar"]
+"""What is stored of a VAE's posterior: one sample, its mean, or mean and logarithm of the variance."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -61,7 +57,7 @@ class VaeGeometry:
 
 
 def latent_shape(bucket: Bucket, vae: VaeGeometry) -> tuple[int, int, int, int]:
-    """Returns the shape (C, T, H, W) of one sample's latent.
+    """Returns the shape (C, T, H, W) of one sample's latent; with mean and log-variance, 2 C channels are stored.
 
     Raises:
         InputError: if the bucket's height or width is not a multiple of the spatial stride, or its frames do not suit
@@ -88,13 +84,3 @@ def latent_shape(bucket: Bucket, vae: VaeGeometry) -> tuple[int, int, int, int]:
         bucket.height // vae.spatial_stride,
         bucket.width // vae.spatial_stride,
     )
-
-
-def latent_bytes(shape: tuple[int, int, int, int], codec: str) -> int:
-    """Returns the bytes of one latent of shape (C, T, H, W) under a codec without entropy coding."""
-    return math.prod(shape) * BYTES_PER_VALUE[codec]
-
-
-def text_bytes(num_tokens: int, text_channels: int, codec: str) -> int:
-    """Returns the bytes of the embeddings (L, D) of ``num_tokens`` tokens under a codec without entropy coding."""
-    return num_tokens * text_channels * BYTES_PER_VALUE[codec]

@@ -1,74 +1,234 @@
 """The bytes of a cache, from the writers' own arithmetic. Pure: no torch, no files."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shared.cache import layout
-from shared.spec import Bucket, Codec, VaeGeometry, latent_bytes, latent_shape, text_bytes
+from shared.cache.zarr_layout import MeanStream, mean_zarr_shard_bytes
+from shared.codec import Codec, raw_bytes
+from shared.shard_size import samples_a_shard
+from shared.spec import Bucket, Posterior, VaeGeometry, latent_shape
+from storage_estimates.bits import BitsTable, Material
 
-_CHARACTERS_PER_TOKEN = 4.5
+CHARACTERS_PER_TOKEN = 4.5
 """Of English captions in T5's vocabulary; for the length of the caption beside each sample."""
+FIXED_OBJECTS = 2
+"""dataset.json and the null caption."""
+
+_OUTLINED_SAMPLES = 128
+"""A Zarr shard of more samples than twice this grows in a straight line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleShape:
-    """What one sample holds."""
+class Group:
+    """Samples of one bucket."""
 
     bucket: Bucket
-    vae: VaeGeometry
-    text_channels: int
+    num_samples: int
     num_tokens: float
     """Stored tokens a caption, on average."""
     num_captions: float = 1.0
     """Captions a sample, on average."""
+    caption_characters: float | None = None
+    """Of a caption, on average; None: as English has for so many tokens."""
+    source_characters: int = 18
+    """Of a clip's path in the manifest, on average."""
+    manifest_bytes: int = 0
+    """Of the manifest's other columns as JSON, on average."""
+    shard_samples: float | None = None
+    """Samples a shard; None: as many as ``preprocess`` takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleBytes:
-    """What one sample takes, in bytes, on average."""
+class Encoders:
+    """What decides the shapes of latents and embeddings."""
 
-    text: float
-    latent: float
-    overhead: float
-    """Headers, padding and JSON of the container, and the index."""
+    vae: str
+    """Its label."""
+    geometry: VaeGeometry
+    text_channels: int
+    max_tokens: int
+    pixels_per_second: float
+    """Of the autoencoder on the measured GPU; bounds the GPU time of a shard."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One way of storing samples."""
+
+    latent_codec: Codec
+    text_codec: Codec
+    container: layout.Container = "tar"
+    posterior: Posterior = "sample"
 
     @property
-    def total(self) -> float:
-        """All three."""
-        return self.text + self.latent + self.overhead
+    def name(self) -> str:
+        """The codecs, then what differs from the usual."""
+        differs = [self.container] * (self.container != "tar") + [self.posterior] * (self.posterior == "mean+logvar")
+        return ", ".join([f"{self.latent_codec} | {self.text_codec}", *differs])
 
 
-def payload_bytes(shape: SampleShape, *, latent_codec: Codec, text_codec: Codec) -> SampleBytes:
-    """Returns the bytes of the numbers alone, as if a cache had no containers and no index."""
-    tokens = shape.num_tokens * shape.num_captions
-    return SampleBytes(
-        text=tokens * text_bytes(1, shape.text_channels, text_codec),
-        latent=latent_bytes(latent_shape(shape.bucket, shape.vae), latent_codec),
-        overhead=0.0,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheSize:
+    """What a cache takes."""
+
+    choice: Choice
+    num_samples: int
+    num_shards: int
+    latent_bytes: float
+    text_bytes: float
+    overhead_bytes: float
+    """Headers, padding and descriptions of the container, and the index."""
+
+    @property
+    def total_bytes(self) -> float:
+        """All of it."""
+        return self.latent_bytes + self.text_bytes + self.overhead_bytes
+
+    @property
+    def num_objects(self) -> int:
+        """Files or objects: a shard and its index fragment each, and those of the cache itself."""
+        return 2 * self.num_shards + FIXED_OBJECTS
+
+
+def material(geometry: VaeGeometry, bucket: Bucket) -> Material:
+    """Returns what kind of latent a bucket gives, for the bits of entropy-coded codecs."""
+    if latent_shape(bucket, geometry)[1] == 1:
+        return "still"
+    return "video" if geometry.temporal_stride > 1 else "frames"
+
+
+def latent_payload_bytes(bucket: Bucket, encoders: Encoders, choice: Choice, bits: BitsTable) -> float:
+    """Returns the bytes of one latent."""
+    channels, *rest = latent_shape(bucket, encoders.geometry)
+    shape = (channels * (2 if choice.posterior == "mean+logvar" else 1), *rest)
+    if not choice.latent_codec.zstd:
+        return raw_bytes(choice.latent_codec, shape)
+    found = bits.get(choice.latent_codec, material(encoders.geometry, bucket))
+    return math.prod(shape) * found.per_value / 8
+
+
+def text_payload_bytes(num_tokens: float, encoders: Encoders, codec: Codec, bits: BitsTable) -> float:
+    """Returns the bytes of one caption's embedding, of so many tokens on average."""
+    if codec.zstd:
+        return num_tokens * encoders.text_channels * bits.get(codec, "text").per_value / 8
+    none, one = (raw_bytes(codec, (tokens, encoders.text_channels)) for tokens in (0, 1))
+    return none + (one - none) * num_tokens
+
+
+def estimate(groups: Sequence[Group], encoders: Encoders, choice: Choice, bits: BitsTable) -> CacheSize:
+    """Returns what the samples of all groups take."""
+    latent = text = overhead = 0.0
+    num_shards = 0
+    for group in groups:
+        size = _group_size(group, encoders, choice, bits)
+        latent, text = latent + size.latent_bytes, text + size.text_bytes
+        overhead, num_shards = overhead + size.overhead_bytes, num_shards + size.num_shards
+    return CacheSize(
+        choice=choice,
+        num_samples=sum(group.num_samples for group in groups),
+        num_shards=num_shards,
+        latent_bytes=latent,
+        text_bytes=text,
+        overhead_bytes=overhead,
     )
 
 
-def tar_sample_bytes(shape: SampleShape, *, codec: Codec, shard_samples: float) -> SampleBytes:
-    """Returns what a sample takes in a cache of tar shards, its share of the index included.
+def _group_size(group: Group, encoders: Encoders, choice: Choice, bits: BitsTable) -> CacheSize:
+    latent = latent_payload_bytes(group.bucket, encoders, choice, bits)
+    text = text_payload_bytes(group.num_tokens, encoders, choice.text_codec, bits)
+    texts = text * group.num_captions
+    description = len(_description(group, encoders, choice, text))
+    shard_samples = min(group.shard_samples or _shard_samples(group.bucket, encoders, choice), group.num_samples)
+    num_shards = math.ceil(group.num_samples / shard_samples)
+    if choice.container == "tar":
+        members = sum(map(_tar_member_bytes, (latent, texts, description)))
+        shard = layout.tar_bytes(round(members * shard_samples))
+    else:
+        shard = _zarr_bytes(group, encoders, choice, shard_samples, (latent, text, description))
+    index = layout.INDEX_FRAGMENT_BYTES / shard_samples + index_row_bytes(group)
+    return CacheSize(
+        choice=choice,
+        num_samples=group.num_samples,
+        num_shards=num_shards,
+        latent_bytes=latent * group.num_samples,
+        text_bytes=texts * group.num_samples,
+        overhead_bytes=(shard / shard_samples - latent - texts + index) * group.num_samples,
+    )
 
-    Args:
-        shape: What it holds.
-        codec: Of both streams.
-        shard_samples: Samples a shard; they share the end of the archive and the frame of an index fragment.
-    """
-    payload = payload_bytes(shape, latent_codec=codec, text_codec=codec)
-    latent = latent_shape(shape.bucket, shape.vae)
-    description = layout.sample_json(
-        source="clips/00000000.mp4",
-        captions=["x" * round(_CHARACTERS_PER_TOKEN * shape.num_tokens)] * max(round(shape.num_captions), 1),
-        bucket=shape.bucket,
-        fps=24.0,
-        latent={"codec": codec, "shape": list(latent)},
-        text={"codec": codec, "num_tokens": [round(shape.num_tokens)], "channels": shape.text_channels},
+
+def index_row_bytes(group: Group) -> float:
+    """Returns the bytes of a row of the index: places and identities, and what it keeps of the manifest's text."""
+    return layout.INDEX_ROW_BYTES
+
+
+def _shard_samples(bucket: Bucket, encoders: Encoders, choice: Choice) -> int:
+    shape = latent_shape(bucket, encoders.geometry)
+    stored = (shape[0] * (2 if choice.posterior == "mean+logvar" else 1), *shape[1:])
+    return samples_a_shard(
+        sample_bytes=raw_bytes(choice.latent_codec, stored)
+        + raw_bytes(choice.text_codec, (encoders.max_tokens, encoders.text_channels)),
+        sample_pixels=bucket.num_frames * bucket.height * bucket.width,
+        pixels_per_second=encoders.pixels_per_second,
     )
-    members = sum(layout.tar_member_bytes(math.ceil(size)) for size in (payload.latent, payload.text, len(description)))
-    in_tar = layout.tar_bytes(round(members * shard_samples)) / shard_samples
-    in_index = layout.INDEX_ROW_BYTES + layout.INDEX_FRAGMENT_BYTES / shard_samples
-    return SampleBytes(
-        text=payload.text, latent=payload.latent, overhead=in_tar - payload.text - payload.latent + in_index
+
+
+def _caption_characters(group: Group) -> int:
+    if group.caption_characters is not None:
+        return round(group.caption_characters)
+    return round(CHARACTERS_PER_TOKEN * group.num_tokens)
+
+
+def _description(group: Group, encoders: Encoders, choice: Choice, text_bytes: float) -> bytes:
+    captions = max(round(group.num_captions), 1)
+    about: dict[str, Any] = {
+        "source": "x" * group.source_characters,
+        "num_frames": group.bucket.num_frames,
+        "height": group.bucket.height,
+        "width": group.bucket.width,
+        "fps": 24.0,
+    }
+    if group.manifest_bytes:
+        about["manifest"] = "x" * (group.manifest_bytes - len('""'))
+    shape = latent_shape(group.bucket, encoders.geometry)
+    text = layout.text_json(
+        str(choice.text_codec),
+        encoders.text_channels,
+        ["x" * _caption_characters(group)] * captions,
+        [round(group.num_tokens)] * captions,
+        [round(text_bytes)] * captions,
     )
+    latent = layout.latent_json(str(choice.latent_codec), shape)
+    return layout.sample_json(about, {layout.LATENT_STREAM: latent, layout.TEXT_STREAM: text})
+
+
+def _tar_member_bytes(payload: float) -> float:
+    """Returns what a member takes: exactly for whole bytes, else on average over many sizes."""
+    if payload == int(payload):
+        return layout.tar_member_bytes(int(payload))
+    return layout.tar_member_bytes(0) * 1.5 + payload
+
+
+def _zarr_bytes(
+    group: Group, encoders: Encoders, choice: Choice, shard_samples: float, sizes: tuple[float, float, int]
+) -> float:
+    """Returns the bytes of a Zarr shard."""
+    latent, text, description = sizes
+    streams = {
+        layout.LATENT_STREAM: MeanStream(
+            codec=choice.latent_codec, shape=latent_shape(group.bucket, encoders.geometry), mean_bytes=latent
+        ),
+        layout.TEXT_STREAM: MeanStream(
+            codec=choice.text_codec,
+            shape=(max(round(group.num_tokens), 1), encoders.text_channels),
+            mean_bytes=text,
+            arrays_per_sample=group.num_captions,
+        ),
+    }
+    if shard_samples <= 2 * _OUTLINED_SAMPLES:
+        whole = max(round(shard_samples), 1)
+        return mean_zarr_shard_bytes(whole, streams, description) * shard_samples / whole
+    one, two = (mean_zarr_shard_bytes(n * _OUTLINED_SAMPLES, streams, description) for n in (1, 2))
+    return one + (two - one) * (shard_samples / _OUTLINED_SAMPLES - 1)

@@ -1,12 +1,11 @@
-"""Which samples every step trains on: a pure function of the samples, the seed and the step.
+"""Which samples every step trains on: a pure function of the index, the seed and the step.
 
-Each bucket is an endless stream: its samples in one order after another, a fresh order each epoch. A batch is the next
-``batch_size`` samples of one bucket's stream, so what an epoch leaves over begins the next one and nothing is dropped.
-An epoch is the batches that end inside it, over all buckets, in a shuffled order. How many batches come before an epoch
-has a closed form, so any step is found without walking to it, and neither ranks nor workers play a part.
+Each bucket is an endless stream of batches (``train.bucket_walk``). An epoch is the batches that end inside it, over all
+buckets: batch j of n of a bucket is taken at a random time between j/n and (j+1)/n of the epoch, so the buckets are mixed
+evenly, each in its own order. How many batches come before an epoch, or before a time, has a closed form, so any step
+is found without walking to it. Neither ranks nor workers play a part: a rank has some of the global batch's slots.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,89 +13,129 @@ import numpy as np
 
 from shared.errors import InputError
 from shared.spec import Bucket
+from train.bucket_walk import BucketRows, BucketWalk, Integers
+from train.permutation import hash_words, uniform
+
+_TIMES, _WALKS = 1, 2
+"""What the seed is mixed with, so that one random choice says nothing of another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedBatch:
-    """The global batch of one step."""
+    """Which samples some slots of a step's global batch take."""
 
     bucket: Bucket
-    rows: np.ndarray
-    """(B,) rows of the index."""
-    epochs: np.ndarray
-    """(B,) the pass over its bucket in which each sample is taken."""
+    number: int
+    """Of the batch among its bucket's."""
+    rows: Integers
+    """(slots,) rows of the index."""
+    epochs: Integers
+    """(slots,) the pass over its bucket in which each sample is taken."""
 
 
 class BatchPlan:
     """The batches of a run, by step.
 
     Args:
-        rows_by_bucket: The rows of the index, bucket by bucket.
-        batch_size: Samples of a global batch.
+        buckets: Where the samples of each bucket lie in the index.
+        batch_sizes: Samples of a global batch, by bucket.
         seed: Not negative.
     """
 
-    def __init__(self, rows_by_bucket: Mapping[Bucket, np.ndarray], *, batch_size: int, seed: int) -> None:
-        assert batch_size >= 1, batch_size
-        assert any(len(rows) for rows in rows_by_bucket.values())
-        self._buckets = sorted(bucket for bucket, rows in rows_by_bucket.items() if len(rows))
-        self._rows = [rows_by_bucket[bucket] for bucket in self._buckets]
-        self._batch_size, self._seed = batch_size, seed
-        self._orders: dict[tuple[int, ...], np.ndarray] = {}
+    def __init__(self, buckets: Mapping[Bucket, BucketRows], *, batch_sizes: Mapping[Bucket, int], seed: int) -> None:
+        assert buckets
+        assert all(rows.num_samples for rows in buckets.values())
+        self._buckets = sorted(buckets)
+        self._num_samples = [buckets[bucket].num_samples for bucket in self._buckets]
+        self._batch_sizes = [batch_sizes[bucket] for bucket in self._buckets]
+        self._seed = seed
+        self._walks = [
+            BucketWalk(
+                buckets[b], batch_size=batch_sizes[b], key=int(hash_words(seed, _WALKS, b.num_frames, b.height, b.width))
+            )
+            for b in self._buckets
+        ]
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """The buckets, in order."""
+        return list(self._buckets)
 
     @property
     def num_samples(self) -> int:
         """Samples of one epoch."""
-        return sum(len(rows) for rows in self._rows)
+        return sum(self._num_samples)
+
+    def batch_size(self, bucket: Bucket) -> int:
+        """Returns the samples of a global batch of a bucket."""
+        return self._batch_sizes[self._buckets.index(bucket)]
 
     def first_step(self, epoch: int) -> int:
         """Returns the number of batches before an epoch."""
-        return sum(len(rows) * epoch // self._batch_size for rows in self._rows)
+        return sum(self._batches_before(epoch))
 
     def epoch_of(self, step: int) -> int:
         """Returns the epoch to which a step belongs."""
-        beyond = (step + len(self._rows) + 1) * self._batch_size // self.num_samples + 2
-        return bisect_right(range(beyond), step, key=self.first_step) - 1
+        rate = sum(n / b for n, b in zip(self._num_samples, self._batch_sizes, strict=True))
+        epoch = int(step / rate)
+        while self.first_step(epoch) > step:
+            epoch -= 1
+        while self.first_step(epoch + 1) <= step:
+            epoch += 1
+        return epoch
 
-    def batch(self, step: int) -> PlannedBatch:
-        """Returns the global batch of ``step``, counted from 0."""
+    def locate(self, step: int) -> tuple[Bucket, int]:
+        """Returns the bucket of a step, counted from 0, and the number of the batch among the bucket's."""
         epoch = self.epoch_of(step)
-        first_batches = [len(rows) * epoch // self._batch_size for rows in self._rows]
-        ends = [len(rows) * (epoch + 1) // self._batch_size for rows in self._rows]
-        counts = np.subtract(ends, first_batches)
-        order = self._order((epoch,), int(counts.sum()))
-        place = order[step - self.first_step(epoch)]
-        index = int(np.searchsorted(counts.cumsum(), place, side="right"))
-        batch = first_batches[index] + int(place - counts[:index].sum())
-        return self._stream(index, batch)
+        firsts = self._batches_before(epoch)
+        counts = np.subtract(self._batches_before(epoch + 1), firsts)
+        index, batch = self._event(epoch, counts, step - sum(firsts))
+        return self._buckets[index], firsts[index] + batch
 
-    def _stream(self, index: int, batch: int) -> PlannedBatch:
-        """Returns one batch of one bucket's stream."""
-        bucket, rows = self._buckets[index], self._rows[index]
-        positions = np.arange(batch * self._batch_size, (batch + 1) * self._batch_size)
-        epochs, places = np.divmod(positions, len(rows))
-        taken = np.empty(len(positions), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            key = (int(epoch), bucket.num_frames, bucket.height, bucket.width)
-            here = epochs == epoch
-            taken[here] = rows[self._order(key, len(rows))[places[here]]]
-        return PlannedBatch(bucket=bucket, rows=taken, epochs=epochs)
+    def batch(self, step: int, slots: slice = slice(None)) -> PlannedBatch:
+        """Returns what ``slots``, by default all, take in ``step``."""
+        bucket, number = self.locate(step)
+        rows, epochs = self.walk(bucket).take(number, slots)
+        return PlannedBatch(bucket=bucket, number=number, rows=rows, epochs=epochs)
 
-    def _order(self, key: tuple[int, ...], length: int) -> np.ndarray:
-        """Returns a permutation that is the same for the same seed and key; ``key[0]`` is the epoch.
+    def walk(self, bucket: Bucket) -> BucketWalk:
+        """Returns how the slots walk one bucket."""
+        return self._walks[self._buckets.index(bucket)]
 
-        Those of the latest two epochs of a bucket are kept, as one batch may reach over the border.
+    def _batches_before(self, epoch: int) -> list[int]:
+        return [n * epoch // b for n, b in zip(self._num_samples, self._batch_sizes, strict=True)]
+
+    def _event(self, epoch: int, counts: Integers, place: int) -> tuple[int, int]:
+        """Returns the bucket (its index) and batch at ``place`` in an epoch's order of all batches.
+
+        Before the time t a bucket has between n * t - 1 and n * t + 1 batches, so the time at which ``place`` batches
+        have passed is known to within a few batches; those are put in order.
         """
-        if key not in self._orders:
-            stale = [k for k in self._orders if k[1:] == key[1:] and abs(k[0] - key[0]) > 1]
-            for old in stale:
-                del self._orders[old]
-            self._orders[key] = np.random.default_rng([self._seed, *key]).permutation(length)
-        return self._orders[key]
+        if len(counts) == 1:
+            return 0, place
+        total = int(counts.sum())
+        low = max(0.0, (place - len(counts) - 1) / total)
+        high = min(1.0, (place + len(counts) + 2) / total)
+        first = np.floor(low * counts).astype(np.int64)  # none of these is taken before `low`, all below them are
+        last = np.minimum(counts, np.ceil(high * counts).astype(np.int64) + 1)
+        events = []
+        for index, (begin, end, count) in enumerate(zip(first, last, counts, strict=True)):
+            batches = np.arange(begin, end)
+            times = (batches + uniform(hash_words(self._seed, _TIMES, epoch, index, batches))) / max(count, 1)
+            events += [(time, index, int(batch)) for time, batch in zip(times.tolist(), batches, strict=True)]
+        events.sort()
+        _, index, batch = events[place - int(first.sum())]
+        return index, batch
 
 
-def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
-    """Returns a rank's part of the global batch.
+def rank_slots(batch_size: int, rank: int, world_size: int, *, name: str = "batch_size") -> slice:
+    """Returns a rank's slots of the global batch.
+
+    Args:
+        batch_size: Samples of a global batch.
+        rank: From 0.
+        world_size: Ranks.
+        name: What the user calls ``batch_size``.
 
     Raises:
         InputError: if the ranks do not divide the batch.
@@ -104,24 +143,47 @@ def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
     if batch_size % world_size:
         low = batch_size // world_size * world_size
         choices = " or ".join(str(size) for size in (low, low + world_size) if size)
-        raise InputError(f"batch_size={batch_size} is not divisible by {world_size} ranks: use {choices}")
+        raise InputError(f"{name}={batch_size} is not divisible by {world_size} ranks: use {choices}")
     share = batch_size // world_size
     return slice(rank * share, (rank + 1) * share)
 
 
-def select_buckets(rows_by_bucket: Mapping[Bucket, np.ndarray], wanted: Sequence[str]) -> dict[Bucket, np.ndarray]:
+def batch_sizes_by_tokens(tokens: Mapping[Bucket, int], *, batch_tokens: int, multiple: int) -> dict[Bucket, int]:
+    """Returns each bucket's batch size: the largest multiple of ``multiple`` within ``batch_tokens``.
+
+    The number of ranks plays no part, or the plan would change with it: choose a multiple of it that stays good.
+
+    Args:
+        tokens: Tokens of one sample, by bucket.
+        batch_tokens: Most tokens of a global batch.
+        multiple: At least 1.
+
+    Raises:
+        InputError: if ``multiple`` samples of a bucket are too many tokens.
+    """
+    sizes = {}
+    for bucket, each in tokens.items():
+        sizes[bucket] = batch_tokens // each // multiple * multiple
+        if not sizes[bucket]:
+            raise InputError(
+                f"bucket {bucket}: {multiple} samples of {each} tokens are more than batch_tokens={batch_tokens}: "
+                f"use at least {multiple * each}, or a smaller --batch-multiple"
+            )
+    return sizes
+
+
+def select_buckets(held: Mapping[Bucket, BucketRows], wanted: Sequence[str]) -> dict[Bucket, BucketRows]:
     """Returns the buckets named in ``wanted``; all of them if it is empty.
 
     Raises:
         InputError: for a bucket that the cache does not hold.
     """
     if not wanted:
-        return dict(rows_by_bucket)
+        return dict(held)
     chosen = {}
     for name in wanted:
         bucket = Bucket.parse(name)
-        if bucket not in rows_by_bucket:
-            held = ", ".join(str(b) for b in sorted(rows_by_bucket))
-            raise InputError(f"bucket {name}: the cache holds {held}")
-        chosen[bucket] = rows_by_bucket[bucket]
+        if bucket not in held:
+            raise InputError(f"bucket {name}: the cache holds {', '.join(str(b) for b in sorted(held))}")
+        chosen[bucket] = held[bucket]
     return chosen

@@ -1,175 +1,102 @@
 """Committing a shard exactly once.
 
-The shard is written under a temporary name, made durable and renamed; then its index fragment, which names the shard,
-is created only if no fragment of that shard's identity exists. A writer that dies before the fragment leaves an orphan
-that nobody reads; of two writers of one shard the second's work is dropped.
+The shard is written under a temporary name and made durable under its final one; then its index fragment, which names
+the shard, is created only if no fragment of that identity exists. A writer that dies before the fragment leaves an
+orphan that nobody reads; of two writers of one shard the second's work is dropped.
 """
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 
-from shared.cache import codecs, layout
+from shared.cache import layout, rows
 from shared.cache.dataset import CommittedShard
-from shared.cache.identity import text_id
-from shared.cache.schema import INDEX, parquet_bytes
+from shared.cache.fragments import Record, read_record, write_fragment
+from shared.cache.rows import Row
+from shared.cache.schema import SHARED, rows_table
+from shared.cache.shard_file import ShardFile, StoredArray
 from shared.cache.tar import TarShardWriter
-from shared.spec import Bucket
-from shared.storage import durable_file, publish, temporary_path, write_if_absent
+from shared.cache.zarr_zip import ZarrShardWriter
+from shared.stores.store import Store
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One encoded clip in one bucket, and where it came from."""
-
-    sample: str
-    """Its identity, see ``shared.cache.identity.latent_id``."""
-    source: str
-    source_version: str
-    bucket: Bucket
-    frame_interval: int
-    fps: float
-    captions: tuple[str, ...]
-    """As the manifest gives them."""
-    cleaned_captions: tuple[str, ...]
-    latent: torch.Tensor  # (C, T, H, W)
-    texts: tuple[torch.Tensor, ...]  # one (L, D) a caption
+def shard_file(container: layout.Container, file: BinaryIO) -> ShardFile:
+    """Returns the writer of a container."""
+    return TarShardWriter(file) if container == "tar" else ZarrShardWriter(file)
 
 
 class ShardWriter:
-    """Collects encoded samples of one bucket into a shard; nothing is seen of it before :meth:`commit`.
+    """Collects rows and their payloads into one shard; nothing is seen of it before :meth:`commit`.
 
     Use as a context manager, so that an error leaves no temporary file.
 
     Args:
-        root: The cache's folder.
-        shard_id: The shard's identity, from the samples that were planned for it.
-        codec: For both streams, see ``shared.cache.codecs``.
-        clips_root: The folder from which the samples' sources are taken; recorded for verification.
-        environment: Recorded beside the shard: device, versions, micro-batch; what its bytes depend on.
+        store: The cache's.
+        shard_id: The shard's identity, from the members that were planned for it.
+        folder: The samples' bucket, or a stream's name where the shard holds texts alone.
+        container: Tar or Zarr.
+        record: Kept beside the rows, e.g. ``clips_root`` and ``environment``: what the shard's bytes depend on.
     """
 
     def __init__(
-        self,
-        root: Path,
-        *,
-        shard_id: str,
-        bucket: Bucket,
-        codec: str,
-        clips_root: Path,
-        environment: dict[str, Any],
+        self, store: Store, *, shard_id: str, folder: str, container: layout.Container, record: Mapping[str, Any]
     ) -> None:
-        self._root, self._shard_id, self._bucket, self._codec = root, shard_id, bucket, codec
-        self._clips_root, self._environment = clips_root, environment
-        self._temporary = temporary_path(root / layout.SHARD_FOLDER / str(bucket))
-        self._rows: list[dict[str, Any]] = []
+        self._store, self._shard_id, self._folder, self._container = store, shard_id, folder, container
+        self._record = dict(record)
+        self._rows: list[Row] = []
+        self._unplaced: list[rows.Place] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
-        self._context = durable_file(self._temporary)
-        self._tar = TarShardWriter(self._context.__enter__())
-        self._open = True
+        self._file = self._stack.enter_context(self._store.new_file())
+        self._shard = shard_file(self._container, self._file.file)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._open:
-            self._context.__exit__(kind, error, traceback)
-            self._temporary.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, traceback)
 
-    def add(self, sample: Sample) -> None:
-        """Appends a sample."""
-        assert sample.bucket == self._bucket, (sample.bucket, self._bucket)
-        latent = {"codec": self._codec, "shape": list(sample.latent.shape)}
-        text = {
-            "codec": self._codec,
-            "num_tokens": [len(embedding) for embedding in sample.texts],
-            "channels": sample.texts[0].shape[1],
-        }
-        description = layout.sample_json(
-            source=sample.source,
-            captions=list(sample.captions),
-            bucket=sample.bucket,
-            fps=sample.fps,
-            latent=latent,
-            text=text,
-        )
-        extents = self._tar.add(
-            sample.sample,
-            {
-                layout.LATENT_STREAM: codecs.encode(sample.latent, self._codec),
-                layout.TEXT_STREAM: codecs.encode(torch.cat(sample.texts), self._codec),
-                "json": description,
-            },
-        )
-        places = {
-            stream: {
-                "offset": extents[stream].offset,
-                "bytes": extents[stream].num_bytes,
-                "crc32c": extents[stream].crc32c,
-            }
-            for stream in layout.STREAMS
-        }
-        statistics = sample.latent.float()
-        self._rows.append(
-            {
-                "sample": sample.sample,
-                "source": sample.source,
-                "source_version": sample.source_version,
-                "captions": list(sample.captions),
-                "num_frames": sample.bucket.num_frames,
-                "height": sample.bucket.height,
-                "width": sample.bucket.width,
-                "frame_interval": sample.frame_interval,
-                "fps": sample.fps,
-                "latent": {
-                    **latent,
-                    **places[layout.LATENT_STREAM],
-                    "id": sample.sample,
-                    "mean": statistics.mean((1, 2, 3)).tolist(),
-                    "std": statistics.std((1, 2, 3)).tolist(),
-                },
-                "text.t5": {
-                    **text,
-                    **places[layout.TEXT_STREAM],
-                    "ids": [text_id(caption) for caption in sample.cleaned_captions],
-                },
-            }
-        )
+    def add(self, row: Row, arrays: Mapping[str, Sequence[StoredArray]]) -> None:
+        """Appends a row of the index with its payloads.
+
+        Args:
+            row: Its places lack ``shard``, except those of payloads that lie in another shard.
+            arrays: By stream, the payloads of the places that lack it.
+        """
+        key = row[SHARED]["id"] if SHARED in row else row["sample"]
+        arrays = {stream: stored for stream, stored in arrays.items() if stored}
+        extents = self._shard.add(key, arrays, rows.describe(row, arrays))
+        for stream, found in extents.items():
+            lacking = [place for place in rows.places(row, stream) if "shard" not in place]
+            for place, extent in zip(lacking, found, strict=True):
+                place.update(offset=extent.offset, bytes=extent.num_bytes, crc32c=extent.crc32c)
+            self._unplaced.extend(lacking)
+        self._rows.append(row)
 
     def commit(self) -> CommittedShard:
-        """Makes the shard durable and visible. Without samples nothing is written."""
-        sha256, num_bytes = self._tar.finish()
-        self._context.__exit__(None, None, None)
-        self._open = False
+        """Makes the shard durable and visible. Without rows nothing is written."""
         if not self._rows:
-            self._temporary.unlink()
             return CommittedShard(shard="", num_samples=0, num_bytes=0, created=False)
-        name = layout.shard_object(self._bucket, self._shard_id, sha256)
-        for row in self._rows:
-            for stream in layout.STREAMS:
-                row[stream]["shard"] = name
-        publish(self._temporary, self._root / name)
-        record = {
-            "format_version": "1",
-            "shard": name,
-            "shard_bytes": str(num_bytes),
-            "shard_sha256": sha256,
-            "clips_root": str(self._clips_root),
-            "environment": json.dumps(self._environment, sort_keys=True),
-        }
-        fragment = self._root / layout.INDEX_FOLDER / f"{self._shard_id}.parquet"
-        created = write_if_absent(fragment, parquet_bytes(pa.Table.from_pylist(self._rows, schema=INDEX), record))
-        if not created and _shard_of(fragment) != name:
-            (self._root / name).unlink()
+        sha256, num_bytes = self._shard.finish()
+        name = layout.shard_object(self._folder, self._shard_id, sha256, self._container)
+        for place in self._unplaced:
+            place["shard"] = name
+        self._file.publish(name)
+        record: Record = {**self._record, "shard": name, "shard_bytes": num_bytes, "shard_sha256": sha256}
+        created = commit_rows(self._store, self._shard_id, rows_table(self._rows), record)
+        if not created and read_record(self._store, self._shard_id)["shard"] != name:
+            self._store.delete(name)
         return CommittedShard(shard=name, num_samples=len(self._rows), num_bytes=num_bytes, created=created)
 
 
-def _shard_of(fragment: Path) -> str:
-    return pq.read_metadata(fragment).metadata[b"shard"].decode()
+def commit_rows(store: Store, fragment_id: str, table: pa.Table, record: Record) -> bool:
+    """Creates an index fragment unless one of its identity exists; returns whether this call did.
+
+    The record gets a random ``writer``, so that a writer whose store lost the answer can tell its own from another's.
+    """
+    return write_fragment(store, fragment_id, table, {**record, "writer": secrets.token_hex(8)})

@@ -1,22 +1,23 @@
-"""A cache on disk: opening, provenance, the committed index and the ledger. Shards are written in ``commit.py``.
+"""An opened cache: provenance, the committed index and the ledger. Shards are written in ``commit.py``.
 
-What has no index fragment does not exist: readers start from the fragments and never list the shards.
+What has no index fragment does not exist: readers start from the index and never list the shards.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shared.cache import layout
-from shared.cache.schema import FORMAT_VERSION, INDEX, LEDGER
+from shared.cache import layout, version1
+from shared.cache.fragments import IndexFiles, find_files, read_rows, read_shared_texts, read_table
+from shared.cache.resolve import removed_generations, resolve
+from shared.cache.schema import FORMAT_VERSION, LEDGER
 from shared.errors import InputError
-from shared.storage import TEMPORARY_PREFIX, write_if_absent
+from shared.stores.open import open_store
+from shared.stores.store import Store
 
 Provenance = dict[str, dict[str, Any]]
 """By stream: what made it. See ``docs/cache_format.md`` for the keys."""
@@ -27,10 +28,25 @@ _INFORMATIVE = {"model"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CommittedSample:
+    """What a planner needs to know of a sample that is in the cache."""
+
+    source: str
+    source_version: str
+    generation: int
+    """Of its latent."""
+    captions: tuple[tuple[str, str], ...]
+    """Caption as the manifest gave it, and the text's identity; empty if the sample has no such texts."""
+    text_generation: int
+    """Of its texts; -1 if it has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CommittedShard:
     """What a commit left behind."""
 
     shard: str
+    """Below the cache's root; empty where nothing was written."""
     num_samples: int
     num_bytes: int
     created: bool
@@ -40,52 +56,70 @@ class CommittedShard:
 class Cache:
     """An opened cache. Build it with :meth:`open` or :meth:`open_or_create`."""
 
-    def __init__(self, root: Path, provenance: Provenance) -> None:
-        self.root = root
-        self.provenance = provenance
+    def __init__(self, store: Store, provenance: Provenance, version: int) -> None:
+        self.store, self.provenance, self.version = store, provenance, version
+
+    @property
+    def url(self) -> str:
+        """The cache's folder or URL."""
+        return self.store.url
 
     @classmethod
-    def open(cls, root: str | Path) -> "Cache":
+    def open(cls, url: str | Path) -> "Cache":
         """Opens an existing cache.
 
         Raises:
             InputError: if there is none, or it has a format version that this code does not read.
         """
-        root = Path(root)
-        file = root / layout.DATASET_FILE
-        if not file.is_file():
-            found = "no such folder" if not root.exists() else "a folder" if root.is_dir() else "a file"
-            raise InputError(
-                f"{root}: found {found} without {layout.DATASET_FILE}: expected a cache made by preprocess"
-            )
+        store = open_store(url)
+        place = f"{store.url}/{layout.DATASET_FILE}"
         try:
-            content = json.loads(file.read_text())
+            text = store.read(layout.DATASET_FILE)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(
+                f"{store.url}: found no {layout.DATASET_FILE}: expected the folder or URL of a cache made by preprocess"
+            ) from None
+        try:
+            content = json.loads(text)
             version, provenance = content["version"], content["streams"]
             if content["format"] != _FORMAT_NAME:
                 raise KeyError(content["format"])
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise InputError(
-                f"{file}: not the description of a cache ({error}): expected one made by preprocess"
+                f"{place}: not the description of a cache ({error}): expected one made by preprocess"
             ) from None
+        if version == 1:
+            return cls(store, version1.upgrade_provenance(provenance), version)
         if version != FORMAT_VERSION:
             raise InputError(
-                f"{file}: format version {version}: this code reads {FORMAT_VERSION}: update it or the cache"
+                f"{place}: format version {version}: this code reads 1 and {FORMAT_VERSION}: update it or the cache"
             )
-        return cls(root, provenance)
+        for entry in store.list(layout.STREAM_FOLDER):
+            name = entry.path.removeprefix(f"{layout.STREAM_FOLDER}/").removesuffix(".json")
+            provenance.setdefault(name, json.loads(store.read(entry.path)))
+        return cls(store, provenance, version)
 
     @classmethod
-    def open_or_create(cls, root: str | Path, provenance: Provenance) -> "Cache":
-        """Opens the cache, or makes an empty one of this provenance.
+    def open_or_create(cls, url: str | Path, provenance: Provenance) -> "Cache":
+        """Opens the cache, or makes an empty one of this provenance. A stream of texts that it lacks is added.
 
         Raises:
             InputError: if the folder holds something else, or a cache of another provenance (both values are named).
         """
-        root = Path(root)
-        check_is_cache_or_empty(root)
-        root.mkdir(parents=True, exist_ok=True)
+        store = open_store(url)
+        check_is_cache_or_empty(store)
         description = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "streams": provenance}
-        write_if_absent(root / layout.DATASET_FILE, (json.dumps(description, indent=2) + "\n").encode())
-        cache = cls.open(root)
+        _write_json(store, layout.DATASET_FILE, description)
+        cache = cls.open(url)
+        if cache.version != FORMAT_VERSION:
+            raise InputError(
+                f"{store.url}: its format version {cache.version} is read and not extended: bring it to version "
+                f"{FORMAT_VERSION} by python -m shared.cache convert"
+            )
+        for stream in provenance.keys() - cache.provenance.keys():
+            if layout.is_text(stream):
+                _write_json(store, f"{layout.STREAM_FOLDER}/{stream}.json", provenance[stream])
+                cache = cls.open(url)
         cache.require(provenance)
         return cache
 
@@ -93,76 +127,94 @@ class Cache:
         """Raises :class:`InputError` where this cache was made with other models or settings than ``provenance``."""
         for stream, ours in provenance.items():
             if stream not in self.provenance:
-                raise InputError(f"{self.root}: found no stream {stream!r}: expected it in {layout.DATASET_FILE}")
+                raise InputError(f"{self.url}: found no stream {stream!r}: it has {', '.join(self.provenance)}")
             theirs = self.provenance[stream]
             for key in sorted((ours.keys() | theirs.keys()) - _INFORMATIVE):
                 if ours.get(key) != theirs.get(key):
                     raise InputError(
-                        f"{self.root}: its stream {stream!r} was made with {key}={theirs.get(key)!r}"
+                        f"{self.url}: its stream {stream!r} was made with {key}={theirs.get(key)!r}"
                         f" (model {theirs.get('model')}), this job has {key}={ours.get(key)!r}"
                         f" (model {ours.get('model')}): use the cache's own settings or another --output"
                     )
 
-    def fragments(self) -> list[Path]:
-        """Returns the committed index fragments, by name."""
-        return _parquet_files(self.root / layout.INDEX_FOLDER)
+    def index_files(self) -> IndexFiles:
+        """Returns the fragments and the snapshot that count."""
+        return find_files(self.store)
 
-    def read_index(self) -> pa.Table:
-        """Returns the committed samples, one row each, sorted by sample. Of two rows of one sample the first by
-        fragment name counts.
+    def read_index(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Returns the committed samples, one row each, each stream as it was encoded last.
+
+        Rows stand as in the fragments: those of one shard together, in the shard's order.
+
+        Args:
+            columns: Parquet paths such as ``fps`` or ``latent.offset``; all by default. Of a nested column only the
+                fields asked for are read.
 
         Raises:
-            InputError: if a fragment cannot be read or has other columns.
+            InputError: if a fragment cannot be read.
         """
-        table = _read_tables(self.fragments(), INDEX)
-        _, first = np.unique(table["sample"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
-        return table.take(pa.array(first))
+        return resolve(self._rows(columns))
 
-    def committed_samples(self) -> dict[str, tuple[str, ...]]:
-        """Returns the captions of each committed sample, by the sample's identity."""
-        samples: dict[str, tuple[str, ...]] = {}
-        for fragment in self.fragments():
-            table = _read_table(fragment, INDEX, columns=["sample", "captions"])
-            for sample, captions in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                samples.setdefault(sample, tuple(captions))
-        return samples
+    def committed_samples(self, text_stream: str) -> tuple[dict[str, CommittedSample], dict[str, int]]:
+        """Returns the committed samples by identity, and of removed samples the generation at which they were removed.
+
+        Args:
+            text_stream: Whose captions are wanted.
+        """
+        names = [
+            "source",
+            "source_version",
+            *(f"{text_stream}.captions.list.element.{name}" for name in ("id", "caption")),
+        ]
+        table = self._rows(names)
+        samples = {}
+        for row in resolve(table).to_pylist():
+            text = row.get(text_stream)
+            samples[row["sample"]] = CommittedSample(
+                source=row["source"],
+                source_version=row["source_version"],
+                generation=row[layout.LATENT_STREAM]["generation"],
+                captions=tuple((entry["caption"], entry["id"]) for entry in text["captions"]) if text else (),
+                text_generation=text["generation"] if text else -1,
+            )
+        return samples, removed_generations(table)
+
+    def shared_texts(self, text_stream: str) -> dict[str, dict[str, Any]]:
+        """Returns where the texts lie that samples share, by the texts' identities; with ``channels``."""
+        table = read_shared_texts(self.store, self.index_files().paths())
+        folder = f"{layout.SHARD_FOLDER}/{text_stream}/"
+        return {
+            row["text"]["id"]: {**row["text"], "channels": row["channels"]}
+            for row in reversed(table.to_pylist())
+            if row["text"]["shard"].startswith(folder)
+        }
 
     def read_ledger(self) -> pa.Table:
         """Returns the refused clips, one row each, without duplicates."""
-        table = _read_tables(_parquet_files(self.root / layout.LEDGER_FOLDER), LEDGER)
+        paths = [entry.path for entry in self.store.list(layout.LEDGER_FOLDER) if entry.path.endswith(".parquet")]
+        tables = [read_table(self.store, path) for path in paths]
+        table = pa.concat_tables([LEDGER.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
         return table.group_by(LEDGER.names).aggregate([]).select(LEDGER.names)
 
+    def _rows(self, columns: Sequence[str] | None) -> pa.Table:
+        if columns is not None:
+            streams = [layout.LATENT_STREAM, *(name for name in self.provenance if layout.is_text(name))]
+            columns = ["sample", "removed", *(f"{stream}.generation" for stream in streams), *columns]
+        return read_rows(self.store, self.index_files().paths(), columns)
 
-def check_is_cache_or_empty(root: Path) -> None:
-    """Raises :class:`InputError` if a new cache cannot be made under ``root`` and none is there."""
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root}: found a file: expected a folder for the cache")
-    if not root.is_dir() or (root / layout.DATASET_FILE).exists():
+
+def check_is_cache_or_empty(store: Store) -> None:
+    """Raises :class:`InputError` if a new cache cannot be made in the store and none is there."""
+    folder = store.local_path(layout.DATASET_FILE)
+    if folder is not None and folder.parent.exists() and not folder.parent.is_dir():
+        raise InputError(f"{store.url}: found a file: expected a folder for the cache")
+    if store.size(layout.DATASET_FILE) is not None:
         return
-    foreign = [entry.name for entry in root.iterdir() if not entry.name.startswith(TEMPORARY_PREFIX)]
-    if foreign:
-        raise InputError(f"{root}: found {sorted(foreign)[0]!r} but no {layout.DATASET_FILE}: expected an empty folder")
+    foreign = next(iter(store.list()), None)
+    if foreign is not None:
+        raise InputError(f"{store.url}: found {foreign.path!r} but no {layout.DATASET_FILE}: expected an empty folder")
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix == ".parquet" and path.name[0] != ".")
-
-
-def _read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    try:
-        table = pq.ParquetFile(path).read(columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not readable as Parquet ({error}): run preprocess.verify") from None
-    expected = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    if not table.schema.equals(expected):
-        raise InputError(
-            f"{path}: found columns {table.schema.names}: expected {expected.names} as in format version 1"
-        )
-    return table
-
-
-def _read_tables(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
-    tables = [_read_table(path, schema) for path in paths]
-    return pa.concat_tables([schema.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
+def _write_json(store: Store, path: str, value: Any) -> None:
+    """Writes a document that never changes, unless it is there."""
+    store.write_if_absent(path, (json.dumps(value, indent=2) + "\n").encode())

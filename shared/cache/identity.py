@@ -29,9 +29,15 @@ def text_id(cleaned_caption: str) -> str:
     return _digest(["text", 1, cleaned_caption])
 
 
-def shard_id(sample_ids: Iterable[str]) -> str:
-    """Returns the identity (32 hex digits) of a shard that is planned to hold these samples, in this order."""
-    return _digest(["shard", 1, *sample_ids])
+def shard_id(members: Iterable[str], *, streams: Iterable[str], generation: int = 0) -> str:
+    """Returns the identity (32 hex digits) of a shard that is planned to hold these members, in this order.
+
+    Args:
+        members: The identities of samples, or of texts; for new texts of samples, both.
+        streams: What of them the shard holds.
+        generation: 0 for what is encoded first; encoded again after a removal or a change, one more each time.
+    """
+    return _digest(["shard", 2, sorted(streams), generation, *members])
 
 
 def ledger_id(rows: list[dict]) -> str:

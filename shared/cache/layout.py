@@ -4,64 +4,98 @@ The writer and the estimator both use these, so that a predicted size is the wri
 """
 
 import json
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from shared.spec import Bucket
+from shared.errors import InputError
 
 DATASET_FILE = "dataset.json"
+CARD_FILE = "README.md"
+STREAM_FOLDER = "streams"
+NULL_FOLDER = "null"
 SHARD_FOLDER = "shards"
 INDEX_FOLDER = "index"
+SNAPSHOT_FOLDER = "snapshots"
 LEDGER_FOLDER = "refused"
 
 LATENT_STREAM = "latent"
 TEXT_STREAM = "text.t5"
-STREAMS = (LATENT_STREAM, TEXT_STREAM)
-"""The streams of a sample, in the order of their members in a tar shard; ``json`` follows them."""
+TEXT_PREFIX = "text."
+"""A stream whose name begins so holds one array a caption; any other stream holds one array a sample."""
 
+Container = Literal["tar", "zarr"]
+_SUFFIXES: dict[Container, str] = {"tar": ".tar", "zarr": ".zarr.zip"}
+
+_STREAM_NAME = re.compile(r"text\.[a-z0-9][a-z0-9_-]*$")
 _TAR_BLOCK = 512
 _TAR_RECORD = 10_240
 
-INDEX_FRAGMENT_BYTES = 11_000
+INDEX_FRAGMENT_BYTES = 13_000
 """A Parquet fragment before its first row: schema, statistics and metadata. Measured; a test compares."""
 INDEX_ROW_BYTES = 220
 """A row of a fragment, compressed: identities and checksums do not compress. Measured likewise."""
 
 
-def shard_object(bucket: Bucket, shard_id: str, sha256: str) -> str:
-    """Returns the path, below the cache's folder, of a tar shard: its identity, then a hash of its bytes."""
-    return f"{SHARD_FOLDER}/{bucket}/{shard_id}-{sha256[:16]}.tar"
+def check_text_stream(name: str) -> None:
+    """Raises :class:`InputError` unless ``name`` may name a stream of texts, e.g. ``text.t5``."""
+    if not _STREAM_NAME.match(name):
+        raise InputError(f"stream {name!r}: expected text.NAME with lower-case letters, digits, - and _, e.g. text.t5")
 
 
-def sample_json(
-    *,
-    source: str,
-    captions: list[str],
-    bucket: Bucket,
-    fps: float,
-    latent: dict[str, Any],
-    text: dict[str, Any],
-) -> bytes:
-    """Returns the JSON member of a sample: what a reader without the index needs to decode the other members.
+def is_text(stream: str) -> bool:
+    """Returns whether a stream holds one array a caption, not one a sample."""
+    return stream.startswith(TEXT_PREFIX)
+
+
+def shard_object(folder: str, shard_id: str, sha256: str, container: Container) -> str:
+    """Returns a shard's path below the cache's root: its identity, then a hash of its bytes.
 
     Args:
-        source: The clip's path as the manifest gives it.
-        captions: As the manifest gives them.
-        bucket: The sample's size before the VAE.
-        fps: Frames a second of the sample's frames.
-        latent: ``codec`` and ``shape`` (C, T, H, W).
-        text: ``codec``, ``num_tokens`` (one entry a caption) and ``channels``.
+        folder: The samples' bucket, or the stream's name where a shard holds texts alone.
+        shard_id: See ``shared.cache.identity.shard_id``.
+        sha256: Of the shard's bytes.
+        container: Tar or Zarr.
     """
-    value = {
-        "source": source,
-        "captions": captions,
-        "num_frames": bucket.num_frames,
-        "height": bucket.height,
-        "width": bucket.width,
-        "fps": fps,
-        LATENT_STREAM: latent,
-        TEXT_STREAM: text,
+    return f"{SHARD_FOLDER}/{folder}/{shard_id}-{sha256[:16]}{_SUFFIXES[container]}"
+
+
+def container_of(shard: str) -> Container:
+    """Returns the container of a shard by its name."""
+    for container, suffix in _SUFFIXES.items():
+        if shard.endswith(suffix):
+            return container
+    raise InputError(f"shard {shard!r}: expected a name that ends in {' or '.join(_SUFFIXES.values())}")
+
+
+def sample_json(about: Mapping[str, Any], streams: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Returns the JSON beside a sample: what a reader without the index needs to decode its payloads.
+
+    Args:
+        about: ``source``, ``num_frames``, ``height``, ``width``, ``fps``, and ``manifest`` with the manifest's other
+            columns; of a text that stands alone, nothing.
+        streams: For each stream, :func:`latent_json` or :func:`text_json`.
+    """
+    value = {**about, **streams}
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def latent_json(codec: str, shape: Sequence[int]) -> dict[str, Any]:
+    """Returns what decodes a latent, for :func:`sample_json`. ``shape`` is (C, T, H, W), or (2C, T, H, W)."""
+    return {"codec": codec, "shape": list(shape)}
+
+
+def text_json(
+    codec: str, channels: int, captions: Sequence[str], num_tokens: Sequence[int], num_bytes: Sequence[int]
+) -> dict[str, Any]:
+    """Returns what decodes a sample's texts, for :func:`sample_json`; the lists have one entry a caption."""
+    return {
+        "codec": codec,
+        "channels": channels,
+        "captions": list(captions),
+        "num_tokens": list(num_tokens),
+        "bytes": list(num_bytes),
     }
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def tar_member_bytes(payload_bytes: int) -> int:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from shared.cache import layout
+from shared.cache.fragments import fragment_bytes
 from shared.cache.identity import ledger_id
-from shared.cache.schema import LEDGER, parquet_bytes
-from shared.storage import write_if_absent
+from shared.cache.schema import LEDGER
+from shared.stores.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +26,11 @@ class Refusal:
     """What was found, what was expected."""
 
 
-def write_ledger(root: Path, refusals: Sequence[Refusal]) -> None:
-    """Adds refused clips to the ledger of the cache under ``root``. The same refusals are written once."""
+def write_ledger(store: Store, refusals: Sequence[Refusal]) -> None:
+    """Adds refused clips to the cache's ledger. The same refusals are written once."""
     if refusals:
         rows = [asdict(refusal) for refusal in refusals]
-        path = root / layout.LEDGER_FOLDER / f"{ledger_id(rows)}.parquet"
-        write_if_absent(path, parquet_bytes(pa.Table.from_pylist(rows, schema=LEDGER), {}))
+        table = pa.Table.from_pylist(rows, schema=LEDGER)
+        store.write_if_absent(
+            f"{layout.LEDGER_FOLDER}/{ledger_id(rows)}.parquet", fragment_bytes(table, {"kind": "ledger"})
+        )

@@ -1,71 +1,66 @@
 """Reading single payloads out of shards, by the places that the index gives."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import torch
 
-from shared.cache import codecs
+from shared.cache import payload
+from shared.codec import Codec
 from shared.errors import InputError
+from shared.stores.store import Store
 
 
 class StreamReader:
-    """Reads and checks payloads. Cheap to build and to pickle: shards are opened when first asked for, in each process.
+    """Reads and checks payloads; needs to know nothing of containers. Cheap to build and to pickle."""
 
-    Args:
-        root: The cache's folder.
-        max_open_shards: File descriptors kept open; the one opened first is closed first.
-    """
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
-    def __init__(self, root: Path, max_open_shards: int = 64) -> None:
-        self._root, self._max_open_shards = root, max_open_shards
-        self._descriptors: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_root": self._root, "_max_open_shards": self._max_open_shards, "_descriptors": {}}
-
-    def payload(self, entry: dict[str, Any]) -> bytes:
-        """Returns the stored bytes of one stream of one sample.
+    def payload(self, place: dict[str, Any]) -> bytes:
+        """Returns the stored bytes of one array.
 
         Args:
-            entry: The stream's struct in the index: ``shard``, ``offset``, ``bytes``, ``crc32c``.
+            place: As the index gives it: ``shard``, ``offset``, ``bytes``, ``crc32c`` (None: not known).
 
         Raises:
             InputError: naming shard and offset, if the shard is missing or short, or the checksum differs.
         """
-        where = f"{self._root / entry['shard']}, offset {entry['offset']}"
         try:
-            data = os.pread(self._open(entry["shard"]), entry["bytes"], entry["offset"])
+            data = self._store.read_range(place["shard"], place["offset"], place["bytes"])
         except FileNotFoundError:
-            raise InputError(f"{where}: the shard is missing: run preprocess.verify") from None
-        if len(data) != entry["bytes"]:
-            raise InputError(f"{where}: found {len(data)} bytes, expected {entry['bytes']}: the shard is cut short")
-        found = google_crc32c.value(data)
-        if found != entry["crc32c"]:
-            raise InputError(f"{where}: found CRC32C {found:08x}, expected {entry['crc32c']:08x}: the shard is corrupt")
+            raise InputError(f"{self._where(place)}: the shard is missing: run preprocess.verify") from None
+        return self.checked(place, data)
+
+    def checked(self, place: dict[str, Any], data: bytes) -> bytes:
+        """Returns ``data`` if it is what the index says of a place.
+
+        Raises:
+            InputError: naming shard and offset, if it is short or its checksum differs.
+        """
+        if len(data) != place["bytes"]:
+            raise InputError(
+                f"{self._where(place)}: found {len(data)} bytes, expected {place['bytes']}: the shard is cut short"
+            )
+        expected = place["crc32c"]
+        if expected is not None and (found := google_crc32c.value(data)) != expected:
+            raise InputError(
+                f"{self._where(place)}: found CRC32C {found:08x}, expected {expected:08x}: the shard is corrupt"
+            )
         return data
 
-    def latent(self, entry: dict[str, Any]) -> torch.Tensor:
-        """Returns a latent (C, T, H, W) in its codec's type, normalised as the provenance says."""
-        return codecs.decode(self.payload(entry), entry["codec"], entry["shape"])
+    def latent(self, place: dict[str, Any]) -> torch.Tensor:
+        """Returns a latent (C, T, H, W), or (2C, T, H, W), normalised as the provenance says."""
+        return payload.decode(self.payload(place), Codec.parse(place["codec"]), place["shape"])
 
-    def text(self, entry: dict[str, Any]) -> list[torch.Tensor]:
-        """Returns the embeddings (L, D) of every caption of a sample, without padding, in the codec's type."""
-        lengths = list(entry["num_tokens"])
-        packed = codecs.decode(self.payload(entry), entry["codec"], (sum(lengths), entry["channels"]))
-        return list(packed.split(lengths))
+    def text(self, place: dict[str, Any], channels: int) -> torch.Tensor:
+        """Returns the embedding (L, D) of one caption, without padding.
 
-    def close(self) -> None:
-        """Closes the shards that are open."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        Args:
+            place: An entry of a text stream's ``captions``.
+            channels: Width D, from the stream's struct.
+        """
+        return payload.decode(self.payload(place), Codec.parse(place["codec"]), (place["num_tokens"], channels))
 
-    def _open(self, shard: str) -> int:
-        if shard not in self._descriptors:
-            if len(self._descriptors) >= self._max_open_shards:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            self._descriptors[shard] = os.open(self._root / shard, os.O_RDONLY)
-        return self._descriptors[shard]
+    def _where(self, place: dict[str, Any]) -> str:
+        return f"{self._store.url}/{place['shard']}, offset {place['offset']}"

@@ -5,6 +5,7 @@ Thin over diffusers' ``AutoencoderKL``: image autoencoders encode each frame by 
 """
 
 import hashlib
+import math
 from typing import Any
 
 import diffusers
@@ -16,14 +17,14 @@ from safetensors import SafetensorError
 from shared.encoders.fingerprint import weights_sha256
 from shared.encoders.location import locate
 from shared.errors import InputError
-from shared.spec import VaeGeometry
+from shared.spec import Posterior, VaeGeometry
 
 
 class VideoAutoencoder:
     """An autoencoder for clips. Build it with :meth:`load`."""
 
-    def __init__(self, model: AutoencoderKL, *, name: str, micro_batch: int) -> None:
-        self._model, self._name, self.micro_batch = model, name, micro_batch
+    def __init__(self, model: AutoencoderKL, *, name: str, micro_batch: int, posterior: Posterior) -> None:
+        self._model, self._name, self.micro_batch, self._posterior = model, name, micro_batch, posterior
         self._scale = float(model.config.scaling_factor)
         self._shift = float(getattr(model.config, "shift_factor", None) or 0.0)
         self._weights_sha256 = weights_sha256(model)
@@ -36,6 +37,7 @@ class VideoAutoencoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         micro_batch: int = 16,
+        posterior: Posterior = "sample",
     ) -> "VideoAutoencoder":
         """Loads an autoencoder from a hub id (e.g. ``stabilityai/sd-vae-ft-ema``) or a local folder.
 
@@ -44,6 +46,7 @@ class VideoAutoencoder:
             device: Where it runs.
             dtype: Type of its weights and activations.
             micro_batch: Frames a forward pass; bounds the memory.
+            posterior: What :meth:`encode` returns of it.
 
         Raises:
             InputError: if there is no such model or it is of another class.
@@ -61,7 +64,7 @@ class VideoAutoencoder:
                 "expected those of its configuration"
             )
         loaded.eval().requires_grad_(False)
-        vae = cls(loaded, name=model, micro_batch=micro_batch)
+        vae = cls(loaded, name=model, micro_batch=micro_batch, posterior=posterior)
         torch.nn.Module.to(loaded, device, dtype)
         return vae
 
@@ -83,13 +86,16 @@ class VideoAutoencoder:
             "temporal_stride": geometry.temporal_stride,
             "scaling_factor": self._scale,
             "shift_factor": self._shift,
-            "posterior": "sample",
+            "posterior": self._posterior,
             "micro_batch": self.micro_batch,
         }
 
     @torch.inference_mode()
     def encode(self, frames: np.ndarray, *, seed: str) -> torch.Tensor:
-        """Returns a sample of the posterior, normalised: (C, T, H, W), float32, on this device.
+        """Returns what is stored of the posterior, normalised, float32, on this device.
+
+        A sample or the mean is (C, T, H, W). Mean and logarithm of the variance, both of the normalised latent, stand
+        one behind the other, (2C, T, H, W): ``mean + exp(logvar / 2) * noise`` is a sample.
 
         Args:
             frames: (T, height, width, 3), uint8, RGB.
@@ -100,11 +106,16 @@ class VideoAutoencoder:
             pixels = torch.from_numpy(frames[start : start + self.micro_batch]).to(self._model.device)
             pixels = pixels.permute(0, 3, 1, 2).to(self._model.dtype) / 127.5 - 1
             posterior = self._model.encode(pixels).latent_dist
-            latents.append((posterior.mean.float(), posterior.std.float()))
+            latents.append((posterior.mean.float(), posterior.logvar.float()))
         mean = torch.cat([part for part, _ in latents])
-        std = torch.cat([part for _, part in latents])
-        noise = torch.randn(mean.shape, generator=_generator(seed)).to(mean.device)
-        return ((mean + std * noise - self._shift) * self._scale).transpose(0, 1).contiguous()
+        logvar = torch.cat([part for _, part in latents])
+        if self._posterior == "sample":
+            noise = torch.randn(mean.shape, generator=_generator(seed)).to(mean.device)
+            mean = mean + torch.exp(0.5 * logvar) * noise
+        latent = (mean - self._shift) * self._scale
+        if self._posterior == "mean+logvar":
+            latent = torch.cat([latent, logvar + 2 * math.log(self._scale)], dim=1)
+        return latent.transpose(0, 1).contiguous()
 
     @torch.inference_mode()
     def decode(self, latent: torch.Tensor) -> np.ndarray:

@@ -2,11 +2,14 @@
 
 ``path`` and ``text`` are required. What a manifest says of a clip's size and length is not believed (manifests lie):
 those columns are known, read over, and probing finds the truth. Rows of one path are one clip with several captions.
+Other columns are those of its first row: numbers where all of a column's values are numbers, truth values where all are
+true or false, and text else.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,9 +18,13 @@ import pyarrow.parquet as pq
 from shared.errors import InputError
 
 REQUIRED_COLUMNS = ("path", "text")
+_TRUTH = {"True": True, "true": True, "False": False, "false": False}
 PROBED_COLUMNS = ("num_frames", "height", "width", "aspect_ratio", "resolution", "fps")
 """Open-Sora's further columns: known, and found out anew by probing."""
 
+
+Value = float | bool | str | None
+"""Of a column that is neither path nor text."""
 
 _MAX_CHARACTERS = 5_000
 """Of a caption: far more than any token limit keeps, and little enough to be cleaned in a moment."""
@@ -32,6 +39,8 @@ class Clip:
     path: Path
     """Where it lies: relative sources are taken from the manifest's folder."""
     captions: tuple[str, ...]
+    columns: Mapping[str, Value] = field(default_factory=dict)
+    """What else the manifest says of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,17 +87,27 @@ def read_manifest(path: Path, *, columns: dict[str, str] | None = None, ignore: 
             raise InputError(
                 f"manifest {path}: no column {ours!r}: found {', '.join(names)}: name it by --columns NAME={ours}"
             )
-    unknown = [name for name in names if name not in {*wanted, *PROBED_COLUMNS, *ignore}]
-    if unknown:
-        raise InputError(
-            f"manifest {path}: unknown column {unknown[0]!r}: expected {', '.join(REQUIRED_COLUMNS + PROBED_COLUMNS)}: "
-            f"leave it out by --ignore-columns {' '.join(unknown)}"
-        )
-    return _merge(path, [(row[names.index(wanted[0])], row[names.index(wanted[1])]) for row in rows])
+    others = [name for name in names if name not in {*wanted, *PROBED_COLUMNS, *ignore}]
+    values = {name: _values([row[names.index(name)] for row in rows]) for name in others}
+    pairs = [(row[names.index(wanted[0])], row[names.index(wanted[1])]) for row in rows]
+    return _merge(path, pairs, values)
 
 
-def _merge(manifest: Path, rows: list[tuple[str | None, str | None]]) -> Manifest:
+def _values(texts: list[str | None]) -> list[Value]:
+    """Returns a column's texts as numbers or truth values where all of them are such."""
+    present = [text for text in texts if text]
+    if present and all(text in _TRUTH for text in present):
+        return [_TRUTH.get(text or "") for text in texts]
+    try:
+        numbers = {text: float(text) for text in present}
+    except ValueError:
+        return list(texts)
+    return [numbers[text] if text and math.isfinite(numbers[text]) else None for text in texts]
+
+
+def _merge(manifest: Path, rows: list[tuple[str | None, str | None]], values: Mapping[str, list[Value]]) -> Manifest:
     captions: dict[str, dict[str, None]] = {}
+    first_rows: dict[str, int] = {}
     refused = []
     for number, (source, text) in enumerate(rows, start=1):
         if not source or not source.strip():
@@ -104,8 +123,15 @@ def _merge(manifest: Path, rows: list[tuple[str | None, str | None]]) -> Manifes
             )
         else:
             captions.setdefault(source, {})[text] = None
+            first_rows.setdefault(source, number - 1)
     clips = tuple(
-        Clip(source=source, path=manifest.parent / source, captions=tuple(texts)) for source, texts in captions.items()
+        Clip(
+            source=source,
+            path=manifest.parent / source,
+            captions=tuple(texts),
+            columns={name: column[first_rows[source]] for name, column in values.items()},
+        )
+        for source, texts in captions.items()
     )
     return Manifest(num_rows=len(rows), clips=clips, refused=tuple(refused))
 

@@ -6,15 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.cache.commit import Sample, ShardWriter
+from shared.cache.commit import ShardWriter
 from shared.cache.dataset import Cache, CommittedShard, Provenance
+from shared.cache.identity import text_id
+from shared.cache.layout import Container
+from shared.cache.rows import Sample, Text, sample_row
+from shared.codec import Codec
 from shared.spec import Bucket
+from shared.stores.open import open_store
 
 BUCKET = Bucket(2, 16, 24)
 
 PROVENANCE: Provenance = {
-    "latent": {"model": "a", "weights_sha256": "11", "latent_channels": 4, "scaling_factor": 0.5},
-    "text.t5": {"model": "b", "weights_sha256": "22", "text_channels": 8, "max_tokens": 120},
+    "latent": {"model": "a", "weights_sha256": "11", "latent_channels": 4, "scaling_factor": 0.5, "codec": "bfloat16"},
+    "text.t5": {"model": "b", "weights_sha256": "22", "text_channels": 8, "max_tokens": 120, "codec": "bfloat16"},
 }
 
 
@@ -28,10 +33,14 @@ def make_sample(number: int) -> Sample:
         bucket=BUCKET,
         frame_interval=1,
         fps=24000 / 1001,
-        captions=(f"Caption {number}", "Another, longer caption"),
-        cleaned_captions=(f"caption {number}", "another, longer caption"),
         latent=torch.randn(4, 2, 2, 3, generator=generator),
-        texts=(torch.randn(3, 8, generator=generator), torch.randn(5, 8, generator=generator)),
+        texts={
+            "text.t5": tuple(
+                Text(id=text_id(caption), caption=caption, embedding=torch.randn(tokens, 8, generator=generator))
+                for caption, tokens in ((f"Caption {number}", 3), ("Another, longer caption", 5))
+            )
+        },
+        manifest={"aesthetic": number / 2, "camera": "still"},
     )
 
 
@@ -40,17 +49,25 @@ ShardMaker = Callable[..., CommittedShard]
 
 @pytest.fixture
 def write_shard() -> ShardMaker:
-    def write(root: Path, numbers: list[int], *, shard_id: str = "5" * 32, codec: str = "bfloat16") -> CommittedShard:
+    def write(
+        url: str | Path,
+        numbers: list[int],
+        *,
+        shard_id: str = "5" * 32,
+        codec: str = "bfloat16",
+        container: Container = "tar",
+        generation: int = 0,
+    ) -> CommittedShard:
+        codecs = {"latent": Codec.parse(codec), "text.t5": Codec.parse(codec.replace("+delta", ""))}
         with ShardWriter(
-            root,
+            open_store(url),
             shard_id=shard_id,
-            bucket=BUCKET,
-            codec=codec,
-            clips_root=Path("clips"),
-            environment={"device": "cpu"},
+            folder=str(BUCKET),
+            container=container,
+            record={"clips_root": "clips", "environment": {"device": "cpu"}, "kind": "samples"},
         ) as writer:
             for number in numbers:
-                writer.add(make_sample(number))
+                writer.add(*sample_row(make_sample(number), codecs, generation))
             return writer.commit()
 
     return write

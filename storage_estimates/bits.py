@@ -1,0 +1,83 @@
+"""Bits a value that entropy-coded payloads take: measured on real material, replaced by what --calibrate or --cache find.
+
+How far zstd gets depends on the material; codecs without it have exact sizes (``shared.codec.raw_bytes``). Pure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.codec import Codec
+from shared.errors import InputError
+
+Material = Literal["frames", "video", "still", "text"]
+"""What is coded: latents of an image autoencoder frame by frame, latents of a video autoencoder, the latent of a single
+frame, or embeddings of captions."""
+
+_REAL_CLIPS = "docs/codecs.md: a real 8x image autoencoder on real clips, 16 frames of 256x256"
+_WAN = "docs/codecs.md: a real Wan 2.1 latent of 16x16x40x64"
+_TEXT = "normally distributed channels of unequal size, as T5's are"
+
+_DB_PER_BIT = 6.02
+"""Halving the step costs one bit a value and gains this much."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bits:
+    """Bits a value of an entropy-coded payload."""
+
+    per_value: float
+    source: str
+
+
+_MEASURED: dict[tuple[Material, str], Bits] = {
+    ("frames", "float32+zstd"): Bits(per_value=26.8, source=_REAL_CLIPS),
+    ("frames", "bfloat16+zstd"): Bits(per_value=10.9, source=_REAL_CLIPS),
+    ("frames", "float16+zstd"): Bits(per_value=13.6, source=_REAL_CLIPS),
+    ("frames", "int8@37+zstd"): Bits(per_value=6.5, source=_REAL_CLIPS),
+    ("frames", "int8@37+delta+zstd"): Bits(per_value=5.4, source=_REAL_CLIPS),
+    ("video", "float32+zstd"): Bits(per_value=26.8, source=_REAL_CLIPS),
+    ("video", "bfloat16+zstd"): Bits(per_value=9.6, source=_WAN),
+    ("video", "float16+zstd"): Bits(per_value=13.6, source=_REAL_CLIPS),
+    ("video", "int8@37+zstd"): Bits(per_value=6.3, source=_WAN),
+    ("video", "int8@37+delta+zstd"): Bits(per_value=3.4, source=_WAN),
+    ("still", "float32+zstd"): Bits(per_value=26.8, source=_REAL_CLIPS),
+    ("still", "bfloat16+zstd"): Bits(per_value=10.9, source=_REAL_CLIPS),
+    ("still", "float16+zstd"): Bits(per_value=13.6, source=_REAL_CLIPS),
+    ("still", "int8@37+zstd"): Bits(per_value=7.2, source=_REAL_CLIPS),
+    ("still", "int8@37+delta+zstd"): Bits(per_value=7.2, source=_REAL_CLIPS),
+    ("text", "float32+zstd"): Bits(per_value=26.8, source=_TEXT),
+    ("text", "bfloat16+zstd"): Bits(per_value=10.8, source=_TEXT),
+    ("text", "float16+zstd"): Bits(per_value=13.7, source=_TEXT),
+    ("text", "int8@30+zstd"): Bits(per_value=5.5, source=_TEXT),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BitsTable:
+    """The bits of every codec: those found on the user's own samples first, then those above."""
+
+    found: Mapping[tuple[Literal["latent", "text"], str], Bits] = field(default_factory=dict)
+    """By stream and codec."""
+
+    def get(self, codec: Codec, material: Material) -> Bits:
+        """Returns the bits a value of an entropy-coded codec.
+
+        A quantised codec at other decibels than a measured one takes one bit more for every 6.02 dB.
+
+        Raises:
+            InputError: if there is none for that codec.
+        """
+        stream: Literal["latent", "text"] = "text" if material == "text" else "latent"
+        if (own := self.found.get((stream, str(codec)))) is not None:
+            return own
+        if (bits := _MEASURED.get((material, str(codec)))) is not None:
+            return bits
+        for (kind, name), bits in _MEASURED.items():
+            other = Codec.parse(name)
+            if kind == material and other.values == codec.values == "int8" and other.delta == codec.delta:
+                assert codec.sqnr_db is not None
+                assert other.sqnr_db is not None
+                more = (codec.sqnr_db - other.sqnr_db) / _DB_PER_BIT
+                return Bits(per_value=max(bits.per_value + more, 0.5), source=f"{name}, a bit for each 6.02 dB")
+        raise InputError(f"codec {codec}: its bits a value on {material} are not known: use --calibrate")
