@@ -1,6 +1,8 @@
 """``python -m preprocess.verify CACHE``: is all there that the index promises, byte for byte, and is it still video?"""
 
+import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,70 +10,141 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import tyro
 
-from preprocess.decode import decode_sample
-from preprocess.plan import SampleTask
-from shared.cache.check import check_files
+from preprocess.originals import Originals
+from shared.cache.check import Part, Totals, check_files
+from shared.cache.check_description import open_for_check
 from shared.cache.dataset import Cache
+from shared.cache.finding import Finding
 from shared.cache.layout import LATENT_STREAM
-from shared.cache.ledger import Refusal
 from shared.cache.reader import StreamReader
+from shared.cache.repair import repair
 from shared.errors import InputError, run_entry_point
-from shared.media.probe import probe
 from shared.media.quality import psnr
-from shared.media.video import MediaError, centre_window
-from shared.spec import Bucket
+
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyConfig:
-    """Check a cache: counts, checksums, and a few latents decoded back to video and compared with their clips.
+    """Check a cache: its index, every byte of its shards, and a few latents decoded back to video beside their clips.
 
-    Exit code 0: all is well (leftovers that no reader sees are named); 1: a fault was found; 2: not a cache.
+    Exit code 0: all is well (leftovers and superseded shards are named as notes); 1: a fault was found; 2: not a cache.
     """
 
-    cache: Annotated[Path, tyro.conf.Positional]
-    """The cache's folder."""
+    cache: Annotated[str, tyro.conf.Positional]
+    """The cache: a folder, or s3://bucket/prefix, gs:// or az://."""
+    sample: Annotated[str | None, tyro.conf.arg(metavar="N|P%")] = None
+    """Read only so many of the shards, e.g. 20 or 1%, chosen by chance. The index is checked whole in any case."""
+    seed: int = 0
+    """Of that choice: another one reads other shards."""
     clips: Path | None = None
     """The folder from which the manifest's paths are taken. Without it, the one that the job recorded."""
     decode: int = 3
     """Latents to decode back to video, spread over the cache. 0: none, and no model is loaded."""
+    deep: int = 0
+    """Samples to encode again from their clips and captions and to compare, spread over the cache."""
+    repair: bool = False
+    """Drop what is broken, so that the next job makes it anew. Nothing sound is lost."""
+    workers: int = 2
+    """Shards that are checked at once; up to twice as many are in memory."""
     debug: bool = False
     """Show tracebacks of user errors."""
 
     def __post_init__(self) -> None:
-        if self.decode < 0:
-            raise InputError(f"--decode {self.decode}: expected 0 or more")
+        for name, least in (("decode", 0), ("deep", 0), ("workers", 1)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"--{name} {value}: expected {least} or more")
+        self.part()
+
+    def part(self) -> Part:
+        """Returns which shards to read."""
+        if self.sample is None:
+            return Part()
+        if match := _PERCENT.fullmatch(self.sample):
+            fraction = float(match[1]) / 100
+            if 0 < fraction <= 1:
+                return Part(fraction=fraction, seed=self.seed)
+        elif self.sample.isdecimal() and int(self.sample):
+            return Part(num_shards=int(self.sample), seed=self.seed)
+        raise InputError(f"--sample {self.sample}: expected a number of shards such as 20, or a part such as 1%")
 
 
 def verify(config: VerifyConfig) -> int:
-    """Prints the findings and returns the number of faults.
+    """Prints the findings and returns the number of faults that are left.
 
     Raises:
-        InputError: if there is no cache, or the VAE that it names is another or cannot be loaded.
+        InputError: if there is no cache, or the models that it names are others or cannot be loaded.
     """
-    cache = Cache.open(config.cache)
-    num_faults = 0
-    for finding in check_files(cache):
-        num_faults += finding.is_fault
-        print(f"{'FAULT' if finding.is_fault else 'note '}  {finding.path}: {finding.what}")
-    if num_faults:
-        print(f"{num_faults} faults in {len(cache.fragments())} shards")
-        return num_faults
-    index, ledger = cache.read_index(), cache.read_ledger()
-    print(f"{len(index)} samples in {len(cache.fragments())} shards: counts, sizes and checksums as the index says")
+    cache, faults = open_for_check(config.cache)
+    totals, started = Totals(), time.monotonic()
+    for finding in faults:
+        _print(finding)
+    for finding in check_files(cache, part=config.part(), num_workers=config.workers, totals=totals):
+        _print(finding)
+        if finding.is_fault:
+            faults.append(finding)
+    print(_summary(config, totals, time.monotonic() - started))
+    if config.repair:
+        for line in repair(cache, faults):
+            print(f"REPAIR {line}")
+        cache, faults = open_for_check(config.cache)
+        faults += [finding for finding in check_files(cache, part=Part(num_shards=0)) if finding.is_fault]
+        for finding in faults:
+            _print(finding)
+    if faults:
+        print(f"{len(faults)} faults" + ("" if config.repair else ": --repair drops what is broken"))
+        return len(faults)
+    ledger = cache.read_ledger()
     reasons = Counter(ledger["reason"].to_pylist())
     print(f"{len(ledger)} refused in the ledger" + "".join(f", {n} {reason}" for reason, n in reasons.most_common()))
-    if config.decode and len(index):
-        chosen = np.unique(np.linspace(0, len(index) - 1, config.decode).round().astype(int))
-        for line in _decode_back(cache, index.take(chosen).to_pylist(), config.clips):
+    return _compare(config, cache)
+
+
+def _print(finding: Finding) -> None:
+    print(f"{'FAULT' if finding.is_fault else 'note '}  {finding.path}: {finding.what}")
+
+
+def _summary(config: VerifyConfig, totals: Totals, seconds: float) -> str:
+    rate = totals.read_bytes / 1e6 / max(seconds, 1e-3)
+    line = f"{totals.num_samples} samples in {totals.num_shards} shards"
+    if totals.num_read < totals.num_shards:
+        line += f"; read {totals.num_read} of the shards (--sample {config.sample}, --seed {config.seed})"
+    else:
+        line += "; read all"
+    return f"{line}, {totals.read_bytes / 1e6:,.1f} MB at {rate:,.0f} MB/s, and the whole index"
+
+
+def _compare(config: VerifyConfig, cache: Cache) -> int:
+    """Returns how many samples are not what encoding gives."""
+    index = cache.read_index() if config.decode or config.deep else None
+    if index is None or not len(index):
+        return 0
+    originals = Originals(cache, config.clips)
+    if config.decode:
+        for line in _decode_back(cache, _spread(index, config.decode), originals):
             print(line)
-    return 0
+    if not config.deep:
+        return 0
+    from preprocess.deep import encode_again  # torch, transformers and diffusers
+
+    verdicts = Counter[str]()
+    for verdict in encode_again(cache, _spread(index, config.deep), originals):
+        verdicts[verdict.kind] += 1
+        print(f"{'FAULT' if verdict.is_fault else 'deep '}  {verdict.line}")
+    print("encoded again: " + ", ".join(f"{count} {kind}" for kind, count in verdicts.items()))
+    return verdicts["differ"]
 
 
-def _decode_back(cache: Cache, rows: list[dict[str, Any]], clips: Path | None) -> Iterator[str]:
+def _spread(index: Any, count: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = index.take(
+        np.unique(np.linspace(0, len(index) - 1, count).round().astype(int))
+    ).to_pylist()
+    return rows
+
+
+def _decode_back(cache: Cache, rows: list[dict[str, Any]], originals: Originals) -> Iterator[str]:
     from shared.encoders.vae import VideoAutoencoder  # torch and diffusers: not needed for the checks above
 
     ours = cache.provenance[LATENT_STREAM]
@@ -79,50 +152,19 @@ def _decode_back(cache: Cache, rows: list[dict[str, Any]], clips: Path | None) -
     found = vae.provenance()["weights_sha256"]
     if found != ours["weights_sha256"]:
         raise InputError(
-            f"VAE {ours['model']}: weights_sha256={found}: expected {ours['weights_sha256']}, which made {cache.root}: "
+            f"VAE {ours['model']}: weights_sha256={found}: expected {ours['weights_sha256']}, which made {cache.url}: "
             "bring back those weights, or check without decoding by --decode 0"
         )
-    roots = _clips_roots(cache)
-    reader = StreamReader(cache.root)
+    reader = StreamReader(cache.store)
     for row in rows:
-        frames = vae.decode(reader.latent(row[LATENT_STREAM]))
-        folder = clips or roots[row[LATENT_STREAM]["shard"]]
-        original = _original(row, folder / row["source"])
+        latent = reader.latent(row[LATENT_STREAM])
+        frames = vae.decode(latent[: ours["latent_channels"]])  # without the logarithm of the variance
+        original = originals.frames(row)
         name = f"{row['source']} in {row['num_frames']}x{row['height']}x{row['width']}"
         if isinstance(original, str):
             yield f"{name}: decodes to video; not compared: {original}"
         else:
             yield f"{name}: decoded latent against the clip: {psnr(frames, original):.1f} dB PSNR"
-
-
-def _clips_roots(cache: Cache) -> dict[str, Path]:
-    roots = {}
-    for fragment in cache.fragments():
-        record = pq.read_metadata(fragment).metadata
-        roots[record[b"shard"].decode()] = Path(record[b"clips_root"].decode())
-    return roots
-
-
-def _original(row: dict[str, Any], path: Path) -> np.ndarray | str:
-    """Returns the frames that were encoded, or why they cannot be had."""
-    bucket = Bucket(row["num_frames"], row["height"], row["width"])
-    try:
-        facts = probe(path)
-    except MediaError as error:
-        return f"{error} (--clips names the folder of the clips)"
-    if facts.version != row["source_version"]:
-        return f"{path} has changed since it was encoded"
-    task = SampleTask(
-        sample=row["sample"],
-        source=row["source"],
-        source_version=facts.version,
-        path=path,
-        captions=tuple(row["captions"]),
-        window=centre_window(facts.num_frames, num_frames=bucket.num_frames, interval=row["frame_interval"]),
-        fps=row["fps"],
-    )
-    frames = decode_sample(task, bucket)
-    return frames.detail if isinstance(frames, Refusal) else frames
 
 
 def main() -> int:

@@ -11,9 +11,7 @@ _USUAL_SAMPLES = 512
 _SD_PIXELS_PER_SECOND = VAE_RATES["sd"].per_second
 
 
-def samples_a_shard(
-    *, sample_bytes: int, sample_pixels: int, pixels_per_second: float = _SD_PIXELS_PER_SECOND
-) -> int:
+def samples_a_shard(*, sample_bytes: int, sample_pixels: int, pixels_per_second: float = _SD_PIXELS_PER_SECOND) -> int:
     """Returns how many samples go into a shard unless the user says otherwise.
 
     A shard is what a killed worker loses, and one file: as many samples as take 256 MB before entropy coding, or one
@@ -24,7 +22,9 @@ def samples_a_shard(
         sample_pixels: Height x width x frames.
         pixels_per_second: Of the autoencoder on one GPU; by default Stable Diffusion's on an H200.
     """
-    return _within(_USUAL_SHARD_BYTES / sample_bytes, _USUAL_GPU_SECONDS * pixels_per_second / sample_pixels, _USUAL_SAMPLES)
+    return _within(
+        _USUAL_SHARD_BYTES / sample_bytes, _USUAL_GPU_SECONDS * pixels_per_second / sample_pixels, _USUAL_SAMPLES
+    )
 
 
 def most_samples_a_shard(

@@ -2,137 +2,156 @@
 
 import json
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import replace
 
 import tyro
 
+from shared.codec import Codec
+from shared.costs import MEASURED_GPU, PEAK_TFLOPS, EncodeRate
 from shared.errors import InputError, run_entry_point
-from shared.spec import Bucket, VaeGeometry
-from storage_estimates.estimate import SampleShape, payload_bytes, tar_sample_bytes
-from storage_estimates.report import Row, as_json, table, terabytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EstimateConfig:
-    """What a cache of T5 embeddings and VAE latents takes on disk.
-
-    Describe the samples, or give --cache to compare an existing cache with its estimate. Defaults are Open-Sora's
-    models: T5 v1.1-XXL (4096 channels) and the Stable Diffusion VAE (4 channels, 8x8 pixels a latent).
-    """
-
-    clips: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Samples to store, e.g. 10_000_000."""
-    frames: int = 16
-    """Frames a sample."""
-    size: str = "256"
-    """Pixels: one number for a square, or HEIGHTxWIDTH."""
-    tokens: int = 120
-    """T5 tokens that a caption may have at most."""
-    mean_tokens: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
-    """T5 tokens that captions have on average. Without it: half of --tokens."""
-
-    text_channels: int = 4096
-    """Width of a text embedding."""
-    latent_channels: int = 4
-    """Channels of the VAE's latent."""
-    spatial_stride: int = 8
-    """Pixels a latent value, along each side."""
-    temporal_stride: int = 1
-    """Frames a latent frame: 1 for image VAEs."""
-    shard_samples: int = 64
-    """Samples a shard."""
-
-    cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """An existing cache: its bytes on disk beside its estimate."""
-    json: bool = False
-    """Print JSON."""
-    debug: bool = False
-    """Show tracebacks of user errors."""
-
-    def __post_init__(self) -> None:
-        if (self.clips is None) == (self.cache is None):
-            raise InputError("expected one of --clips N and --cache FOLDER")
-        for name in ("clips", "frames", "tokens", "text_channels", "latent_channels", "spatial_stride"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-        for name in ("temporal_stride", "shard_samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        if self.mean_tokens is not None and not 0 < self.mean_tokens <= self.tokens:
-            raise InputError(
-                f"--mean-tokens {self.mean_tokens}: expected more than 0 and at most --tokens {self.tokens}"
-            )
-
-    def bucket(self) -> Bucket:
-        """Returns the size of a sample."""
-        height, _, width = self.size.partition("x")
-        try:
-            return Bucket(self.frames, int(height), int(width or height))
-        except ValueError:
-            raise InputError(f"--size {self.size!r}: expected a number of pixels or HEIGHTxWIDTH") from None
-
-
-def estimate_rows(config: EstimateConfig) -> list[Row]:
-    """Returns ways of storing the same samples, the published arithmetic first."""
-    assert config.clips is not None
-    vae = VaeGeometry(
-        latent_channels=config.latent_channels,
-        spatial_stride=config.spatial_stride,
-        temporal_stride=config.temporal_stride,
-    )
-    mean = config.tokens / 2 if config.mean_tokens is None else config.mean_tokens
-    padded, unpadded = (
-        SampleShape(bucket=config.bucket(), vae=vae, text_channels=config.text_channels, num_tokens=tokens)
-        for tokens in (float(config.tokens), mean)
-    )
-    codec_rows = {
-        "float32 latents, padded text": payload_bytes(padded, latent_codec="float32", text_codec="bfloat16"),
-        "bfloat16 latents, padded text": payload_bytes(padded, latent_codec="bfloat16", text_codec="bfloat16"),
-        f"bfloat16, {mean:g} tokens unpadded": payload_bytes(unpadded, latent_codec="bfloat16", text_codec="bfloat16"),
-        "the same in a cache": tar_sample_bytes(unpadded, codec="bfloat16", shard_samples=config.shard_samples),
-    }
-    return [Row(name=name, sample=sample, num_samples=config.clips) for name, sample in codec_rows.items()]
+from storage_estimates import report
+from storage_estimates.answer import Answer, Rates, answer, compact_codecs, encoders_of, long_choices
+from storage_estimates.bits import BitsTable
+from storage_estimates.break_even import Terms
+from storage_estimates.config import EstimateConfig
+from storage_estimates.estimate import CacheSize, Choice, Encoders, Group, estimate
+from storage_estimates.presets import PRESETS, VaePreset
+from storage_estimates.prices import Prices, read_prices
+from storage_estimates.samples import Samples
 
 
 def main() -> int:
-    """Prints the estimate."""
+    """Prints the answer."""
     config = tyro.cli(EstimateConfig, prog="python -m storage_estimates")
+    prices = read_prices(config.prices)
+    terms = _terms(config, prices)
+    samples = _samples(config)
+    groups, encoders, notes = _fitted(config, samples)
+    wish = _wish(config, samples, compact_codecs(groups, encoders.geometry))
+    found = answer(
+        groups,
+        encoders,
+        wish,
+        bits=samples.bits,
+        terms=terms,
+        prices=prices,
+        rates=_rates(config),
+        notes=(*samples.notes, *notes),
+    )
+    listed = _long(samples) if config.all else [(encoders.vae, size) for size in found.sizes]
+    _print(config, found, listed, prices)
+    if config.plot is not None:
+        from storage_estimates.plot import draw  # matplotlib: a second that others need not wait
+
+        draw(found, config.plot)
+        print(f"Drawn: {config.plot}", file=sys.stderr)
+    return 0
+
+
+def _print(config: EstimateConfig, found: Answer, listed: Sequence[tuple[str, CacheSize]], prices: Prices) -> None:
+    if config.json:
+        content = report.as_json(found)
+        if config.all:
+            content["all"] = [report.size_json(label, size, prices) for label, size in listed]
+        print(json.dumps(content, indent=2))
+    elif config.csv:
+        print(report.as_csv([report.size_json(label, size, prices) for label, size in listed]), end="")
+    else:
+        print(report.text(found))
+        if config.all:
+            print("\n" + report.long_table(listed, prices, config.storage))
+
+
+def _wish(config: EstimateConfig, samples: Samples, compact: tuple[Codec, Codec]) -> Choice:
+    """Returns how the samples are to be stored: as asked for, as the cache does, or compact."""
+    latent, text = config.wished_codecs()
+    usual = samples.choice or Choice(
+        latent_codec=compact[0], text_codec=compact[1], container=config.container, posterior=config.posterior
+    )
+    return replace(usual, latent_codec=latent or usual.latent_codec, text_codec=text or usual.text_codec)
+
+
+def _samples(config: EstimateConfig) -> Samples:
+    """Returns the samples as the options describe them, or as a manifest or a cache shows them."""
     if config.cache is not None:
-        return _compare(config)
-    rows = estimate_rows(config)
-    if config.json:
-        print(json.dumps(as_json(rows), indent=2))
-        return 0
-    print(
-        f"{config.clips:,} samples of {config.bucket()}, captions of up to {config.tokens} tokens. Bytes of a sample:\n"
+        from storage_estimates.from_cache import samples_of_cache  # pyarrow
+
+        return samples_of_cache(config)
+    if config.manifest is not None:
+        from storage_estimates.from_manifest import samples_of_manifest  # pyarrow and the tokenizer
+
+        return samples_of_manifest(config)
+    assert config.clips is not None
+    group = Group(
+        bucket=config.bucket(),
+        num_samples=config.clips,
+        num_tokens=float(config.tokens) if config.mean_tokens is None else config.mean_tokens,
     )
-    print(table(rows))
-    print(
-        "\nThe first row is the published arithmetic: text in 16 bits, padded to the limit; latents in float32."
-        "\nThe last row is what preprocess writes by default: tar headers, sample descriptions and index included."
-    )
-    return 0
+    return Samples(groups=(group,), bits=BitsTable(), text_channels=config.text_channels, max_tokens=config.tokens)
 
 
-def _compare(config: EstimateConfig) -> int:
-    from storage_estimates.measure import bytes_on_disk, measure  # pyarrow: half a second that others need not wait
+def _fitted(config: EstimateConfig, samples: Samples) -> tuple[list[Group], Encoders, list[str]]:
+    """Returns the samples as the autoencoder takes them, and what that changed."""
+    if samples.encoders is not None:
+        return list(samples.groups), samples.encoders, []
+    preset = PRESETS[config.vae_preset]
+    groups = fit(samples.groups, preset)
+    notes = [
+        f"{preset.label} takes {after.bucket} of {before.bucket}"
+        for before, after in zip(samples.groups, groups, strict=True)
+        if before.bucket != after.bucket
+    ]
+    encoders = encoders_of(config.vae_preset, text_channels=samples.text_channels, max_tokens=samples.max_tokens)
+    return groups, encoders, notes
 
-    assert config.cache is not None
-    buckets = measure(config.cache)
-    actual, predicted = bytes_on_disk(config.cache), sum(bucket.predicted_bytes() for bucket in buckets)
-    error = predicted / actual - 1
-    if config.json:
-        print(json.dumps({"predicted_bytes": round(predicted), "actual_bytes": actual, "error": error}))
-        return 0
-    for bucket in buckets:
-        print(
-            f"{bucket.shape.bucket}: {bucket.num_samples:,} samples in {bucket.num_shards:,} shards, "
-            f"{bucket.shape.num_captions:.2f} captions of {bucket.shape.num_tokens:.1f} tokens, {bucket.codec}"
+
+def fit(groups: Sequence[Group], preset: VaePreset) -> list[Group]:
+    """Returns the samples cut to what an autoencoder takes."""
+    return [replace(group, bucket=preset.fitting(group.bucket)) for group in groups]
+
+
+def _long(samples: Samples) -> list[tuple[str, CacheSize]]:
+    """Returns every choice for every preset."""
+    listed = []
+    for name, preset in PRESETS.items():
+        encoders = encoders_of(name, text_channels=samples.text_channels, max_tokens=samples.max_tokens)
+        groups = fit(samples.groups, preset)
+        compact = compact_codecs(groups, preset.geometry)
+        listed += [(preset.label, estimate(groups, encoders, each, samples.bits)) for each in long_choices(compact)]
+    return listed
+
+
+def _terms(config: EstimateConfig, prices: Prices) -> Terms:
+    if config.storage not in prices.storage:
+        raise InputError(
+            f"--storage {config.storage}: expected one of {', '.join(prices.storage)}, from {config.prices}"
         )
-    print(f"predicted {round(predicted):,} bytes ({terabytes(predicted)}), on disk {actual:,}: {error:+.2%}")
-    return 0
+    hour = config.gpu_hour_price
+    if hour is None:
+        if config.gpu not in prices.gpus:
+            raise InputError(f"--gpu {config.gpu}: {config.prices} has no price of it: give --gpu-hour-price")
+        hour = prices.gpus[config.gpu].hour
+    return Terms(
+        epochs=config.epochs,
+        months=config.months,
+        gpu=config.gpu,
+        gpu_hour=hour,
+        storage=prices.storage[config.storage],
+        egress=config.egress,
+    )
+
+
+def _rates(config: EstimateConfig) -> Rates:
+    """Returns the user's own rates, brought to the measured GPU since costs scale them back to the user's."""
+    bucket, scale = config.bucket(), PEAK_TFLOPS[MEASURED_GPU] / PEAK_TFLOPS[config.gpu]
+    vae = text = None
+    if config.vae_frames_per_second is not None:
+        pixels = config.vae_frames_per_second * bucket.height * bucket.width
+        vae = EncodeRate(per_second=pixels * scale, source="--vae-frames-per-second")
+    if config.t5_tokens_per_second is not None:
+        text = EncodeRate(per_second=config.t5_tokens_per_second * scale, source="--t5-tokens-per-second")
+    return Rates(vae=vae, text=text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Bits a value that entropy-coded payloads take: measured on real material, replaced by what --calibrate or --cache find.
+"""Bits a value that entropy-coded payloads take, measured on real material.
 
-How far zstd gets depends on the material; codecs without it have exact sizes (``shared.codec.raw_bytes``). Pure.
+How far zstd gets depends on the material, so --calibrate and --cache replace these by what they find. Codecs without
+it have exact sizes (``shared.codec.raw_bytes``). Pure.
 """
 
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ class Bits:
 
     per_value: float
     source: str
+    sqnr_db: float | None = None
+    """Signal to noise of what comes back, where it was measured on the user's own samples."""
 
 
 _MEASURED: dict[tuple[Material, str], Bits] = {

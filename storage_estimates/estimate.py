@@ -63,12 +63,6 @@ class Choice:
     container: layout.Container = "tar"
     posterior: Posterior = "sample"
 
-    @property
-    def name(self) -> str:
-        """The codecs, then what differs from the usual."""
-        differs = [self.container] * (self.container != "tar") + [self.posterior] * (self.posterior == "mean+logvar")
-        return ", ".join([f"{self.latent_codec} | {self.text_codec}", *differs])
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheSize:
@@ -100,10 +94,16 @@ def material(geometry: VaeGeometry, bucket: Bucket) -> Material:
     return "video" if geometry.temporal_stride > 1 else "frames"
 
 
+def stored_latent_shape(bucket: Bucket, encoders: Encoders, choice: Choice) -> tuple[int, int, int, int]:
+    """Returns the shape of a stored latent: (C, T, H, W), or (2C, T, H, W) with the logarithm of the variance."""
+    channels, *rest = latent_shape(bucket, encoders.geometry)
+    frames, height, width = rest
+    return (channels * (2 if choice.posterior == "mean+logvar" else 1), frames, height, width)
+
+
 def latent_payload_bytes(bucket: Bucket, encoders: Encoders, choice: Choice, bits: BitsTable) -> float:
     """Returns the bytes of one latent."""
-    channels, *rest = latent_shape(bucket, encoders.geometry)
-    shape = (channels * (2 if choice.posterior == "mean+logvar" else 1), *rest)
+    shape = stored_latent_shape(bucket, encoders, choice)
     if not choice.latent_codec.zstd:
         return raw_bytes(choice.latent_codec, shape)
     found = bits.get(choice.latent_codec, material(encoders.geometry, bucket))
@@ -143,6 +143,7 @@ def _group_size(group: Group, encoders: Encoders, choice: Choice, bits: BitsTabl
     description = len(_description(group, encoders, choice, text))
     shard_samples = min(group.shard_samples or _shard_samples(group.bucket, encoders, choice), group.num_samples)
     num_shards = math.ceil(group.num_samples / shard_samples)
+    shard: float
     if choice.container == "tar":
         members = sum(map(_tar_member_bytes, (latent, texts, description)))
         shard = layout.tar_bytes(round(members * shard_samples))
@@ -165,8 +166,7 @@ def index_row_bytes(group: Group) -> float:
 
 
 def _shard_samples(bucket: Bucket, encoders: Encoders, choice: Choice) -> int:
-    shape = latent_shape(bucket, encoders.geometry)
-    stored = (shape[0] * (2 if choice.posterior == "mean+logvar" else 1), *shape[1:])
+    stored = stored_latent_shape(bucket, encoders, choice)
     return samples_a_shard(
         sample_bytes=raw_bytes(choice.latent_codec, stored)
         + raw_bytes(choice.text_codec, (encoders.max_tokens, encoders.text_channels)),
@@ -192,7 +192,7 @@ def _description(group: Group, encoders: Encoders, choice: Choice, text_bytes: f
     }
     if group.manifest_bytes:
         about["manifest"] = "x" * (group.manifest_bytes - len('""'))
-    shape = latent_shape(group.bucket, encoders.geometry)
+    shape = stored_latent_shape(group.bucket, encoders, choice)
     text = layout.text_json(
         str(choice.text_codec),
         encoders.text_channels,
@@ -218,7 +218,7 @@ def _zarr_bytes(
     latent, text, description = sizes
     streams = {
         layout.LATENT_STREAM: MeanStream(
-            codec=choice.latent_codec, shape=latent_shape(group.bucket, encoders.geometry), mean_bytes=latent
+            codec=choice.latent_codec, shape=stored_latent_shape(group.bucket, encoders, choice), mean_bytes=latent
         ),
         layout.TEXT_STREAM: MeanStream(
             codec=choice.text_codec,

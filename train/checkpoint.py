@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shared.errors import InputError
-from shared.storage import TEMPORARY_PREFIX, publish
+from shared.stores.files import TEMPORARY_PREFIX, publish
 from train.checkpoint_files import EMA_FILE, FOLDER, STATE_FILE, WEIGHTS_FILE, list_checkpoints, read_state
 from train.ema import Ema
 from train.parallel.ranks import Ranks

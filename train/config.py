@@ -10,7 +10,10 @@ import tyro
 
 from shared.errors import InputError
 from train.model.attention import AttentionBackend
+from train.rank_batches import OnCorrupt
+from train.where import Where, parse_fraction
 
+_BATCH_SIZE = 8
 Precision = Literal["bfloat16", "float32"]
 
 
@@ -18,8 +21,8 @@ Precision = Literal["bfloat16", "float32"]
 class TrainConfig:
     """Trains a video diffusion transformer from a cache. Run again with the same output, it goes on from there."""
 
-    cache: Path
-    """The cache that preprocess made."""
+    cache: str
+    """The cache that preprocess made: a folder, or s3://bucket/prefix, gs://, az://."""
     output: Path
     """The run's folder: configuration, metrics, checkpoints."""
     model: str = "stdit-xl/2"
@@ -28,8 +31,16 @@ class TrainConfig:
     """Settings of the model that differ from the preset, e.g. ``depth=4 hidden_size=128``. Values are JSON."""
     buckets: tuple[str, ...] = ()
     """Train on these buckets only (FRAMESxHEIGHTxWIDTH); all of the cache's by default."""
-    batch_size: int = 8
+    where: str | None = None
+    """Train on samples that fulfil a condition on columns of the manifest or the index: 'aesthetic > 5 and fps >= 24'."""
+    holdout: str | None = None
+    """Keep a part of the sources, e.g. 1%, out of training; all samples of a source are on one side."""
+    batch_size: int = _BATCH_SIZE
     """Samples of one step, over all ranks."""
+    batch_tokens: int | None = None
+    """Most tokens of one step, over all ranks, in place of --batch-size: each bucket gets as many samples as fit."""
+    batch_multiple: int = 1
+    """With --batch-tokens: samples of a step are a multiple of this, whatever the number of ranks, which must divide it."""
     steps: int = 1000
     """Optimiser steps of the whole run."""
     lr: float = 2e-5
@@ -52,6 +63,12 @@ class TrainConfig:
     """Decides the initial weights, the order of the samples and all noise."""
     num_workers: int = 2
     """Processes a rank that read ahead; 0 reads in the trainer."""
+    on_corrupt: OnCorrupt = "stop"
+    """At a sample that is missing or damaged: stop, or train on the next good one instead and count it."""
+    local_cache: Path | None = None
+    """A folder on a disk of each node: for the index, and for what was read from an object store."""
+    local_cache_gb: float = 100.0
+    """Most that --local-cache keeps of an object store, in 10^9 bytes."""
     attention_backend: AttentionBackend | None = None
     """The attention kernel; None chooses by device and shape."""
     activation_checkpointing: bool = False
@@ -70,15 +87,23 @@ class TrainConfig:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("batch_size", "batch_multiple", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least 1")
         for name in ("seed", "warmup_steps", "num_workers", "weight_decay"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least 0")
-        for name in ("lr", "gradient_clip", "peak_tflops"):
+        for name in ("lr", "gradient_clip", "peak_tflops", "batch_tokens", "local_cache_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)}: expected more than 0")
+        if self.batch_tokens is not None and self.batch_size != _BATCH_SIZE:
+            raise InputError(f"batch_size={self.batch_size} and batch_tokens={self.batch_tokens}: give one of them")
+        if self.batch_tokens is None and self.batch_multiple != 1:
+            raise InputError(f"batch_multiple={self.batch_multiple} does nothing without --batch-tokens")
+        if self.where is not None:
+            Where(self.where)
+        if self.holdout is not None:
+            parse_fraction(self.holdout)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError(f"ema_decay={self.ema_decay}: expected 0 < decay < 1, or None")
         if self.zero_stage == 0 and self.precision == "bfloat16":
@@ -119,6 +144,9 @@ FREE_TO_CHANGE = frozenset(
         "output",
         "steps",
         "num_workers",
+        "on_corrupt",
+        "local_cache",
+        "local_cache_gb",
         "attention_backend",
         "activation_checkpointing",
         "log_every",

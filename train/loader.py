@@ -33,6 +33,8 @@ def load_batches(job: LoaderJob, steps: range, *, num_workers: int, pin_memory: 
         InputError: if a payload is missing or damaged.
     """
     assert steps.step == 1
+    if job.copies is not None:
+        job.copies.open()
     dtypes = batch_dtypes(job.index.columns(), job.codecs)
     length = padded_length(job.max_tokens, job.max_tokens)
     pool = BufferPool(max(job.shape(b, length, dtypes).num_bytes for b in job.plan.buckets), pin=pin_memory)

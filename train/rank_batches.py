@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from train.index_columns import Array, IndexColumns, IndexFolder, Payloads
 from train.local_copies import LocalCopies
 from train.plan import BatchPlan, rank_slots
 from train.run_reader import DamagedError, Run, RunReader, run_payloads
+from train.sample_index import SampleIndex
 
 OnCorrupt = Literal["stop", "skip"]
 
@@ -61,6 +62,22 @@ class LoaderJob:
     """How often the null caption is trained."""
     on_corrupt: OnCorrupt = "stop"
     copies: LocalCopies | None = None
+
+    @classmethod
+    def of_index(cls, index: SampleIndex, plan: BatchPlan, **settings: Any) -> "LoaderJob":
+        """Returns the job of a plan over an index; ``settings`` are the fields that those do not decide."""
+        return cls(
+            store=index.cache.store,
+            index=index.folder,
+            plan=plan,
+            latent_shapes={bucket: index.stored_shape(bucket) for bucket in plan.buckets},
+            moments=index.moments,
+            shards=index.shards,
+            codecs=index.codecs,
+            caption_channels=index.caption_channels,
+            max_tokens=index.max_tokens,
+            **settings,
+        )
 
     def slots(self, bucket: Bucket) -> slice:
         """Returns the rank's slots of a bucket's global batches."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InputError
-from shared.storage import durable_file, publish, temporary_path
+from shared.stores.files import durable_file, publish, temporary_path
 from train.config import FREE_TO_CHANGE
 from train.model.config import STDiTConfig
 

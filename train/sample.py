@@ -14,11 +14,12 @@ from torch import Tensor
 from shared.errors import InputError, run_entry_point
 from shared.spec import Bucket, VaeGeometry, latent_shape
 from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
-from train.data import LATENT, TEXT, sample_generator
+from train.draws import sample_generator
 from train.diffusion import iddpm
 from train.model.config import STDiTConfig, config_from_values
 from train.model.stdit import STDiT
 from train.run_folder import RunDescription, read_run
+from train.sample_index import LATENT, TEXT
 from train.video_files import file_stem, write_video_files
 
 
@@ -119,7 +120,7 @@ def sample_latent(
         guidance_channels: See :func:`train.diffusion.iddpm.guided`.
     """
     device = caption.device
-    generator = sample_generator(seed, 0, prompt)
+    generator = sample_generator(seed, prompt)
     shape = (1, model.config.in_channels, *size)
     guided = guidance != 1
     y = caption[None, None].expand(2 if guided else 1, -1, -1, -1)

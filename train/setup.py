@@ -1,5 +1,6 @@
 """Everything about a run that can be checked before it trains."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,14 +9,14 @@ from shared.cache.dataset import Cache
 from shared.errors import InputError
 from shared.spec import Bucket
 from train.config import TrainConfig
-from train.data import SampleIndex
 from train.metrics import require_tensorboard
 from train.model import model_config
 from train.model.attention import require_backend
 from train.model.config import STDiTConfig
 from train.parallel.ranks import Ranks
-from train.plan import BatchPlan, rank_slice, select_buckets
+from train.plan import BatchPlan, batch_sizes_by_tokens, rank_slots, select_buckets
 from train.run_folder import RunDescription, jsonable, open_run
+from train.sample_index import SampleIndex, Selection
 
 _SET_ELSEWHERE = {
     "in_channels": "the cache decides it",
@@ -33,8 +34,6 @@ class CheckedRun:
     config: TrainConfig
     index: SampleIndex
     plan: BatchPlan
-    part: slice
-    """This rank's part of a global batch."""
     model_config: STDiTConfig
     dtype: torch.dtype
 
@@ -50,15 +49,19 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
         require_backend(config.attention_backend, ranks.device.type, dtype)
     if config.tensorboard:
         require_tensorboard()
-    part = rank_slice(config.batch_size, ranks.rank, ranks.world_size)
+    if config.batch_tokens is None:
+        rank_slots(config.batch_size, ranks.rank, ranks.world_size)
+    else:
+        rank_slots(config.batch_multiple, ranks.rank, ranks.world_size, name="batch_multiple")
     overrides = config.model_overrides
     for name, reason in _SET_ELSEWHERE.items():
         if name in overrides:
             raise InputError(f"--set {name}={overrides[name]}: {reason}")
     model_config(config.model, **overrides)  # a mistake in it is told before one in the cache
-    index = SampleIndex(Cache.open(config.cache))
-    rows_by_bucket = select_buckets(index.rows_by_bucket, config.buckets)
-    most_common = max(rows_by_bucket, key=lambda bucket: len(rows_by_bucket[bucket]))
+    selection = Selection(where=config.where, holdout=config.holdout)
+    index = SampleIndex.open(Cache.open(config.cache), selection, local_cache=config.local_cache)
+    buckets = select_buckets(index.buckets, config.buckets)
+    most_common = max(buckets, key=lambda bucket: buckets[bucket].num_samples)
     architecture = model_config(
         config.model,
         **overrides,
@@ -70,15 +73,28 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     )
     if not architecture.pred_sigma:
         raise InputError("--set pred_sigma=false: the loss teaches the variance too: leave it out")
-    for bucket in rows_by_bucket:
+    tokens = {}
+    for bucket in buckets:
         try:
-            architecture.grid(index.latent_size(bucket))
+            tokens[bucket] = math.prod(architecture.grid(index.latent_size(bucket)))
         except InputError as error:
             raise InputError(f"bucket {bucket}: {error}, or choose others with --buckets") from None
-    plan = BatchPlan(rows_by_bucket, batch_size=config.batch_size, seed=config.seed)
+    sizes = dict.fromkeys(buckets, config.batch_size)
+    if config.batch_tokens is not None:
+        sizes = batch_sizes_by_tokens(tokens, batch_tokens=config.batch_tokens, multiple=config.batch_multiple)
+    plan = BatchPlan(buckets, batch_sizes=sizes, seed=config.seed)
     if ranks.is_first:
-        open_run(config.output, _describe(config, index, architecture, list(rows_by_bucket)))
-    return CheckedRun(config=config, index=index, plan=plan, part=part, model_config=architecture, dtype=dtype)
+        open_run(config.output, _describe(config, index, architecture, list(buckets)))
+    return CheckedRun(config=config, index=index, plan=plan, model_config=architecture, dtype=dtype)
+
+
+def require_same_index(index: SampleIndex, ranks: Ranks) -> None:
+    """Raises :class:`InputError` if ranks see different samples, as they do while a job adds some. All ranks call it."""
+    number = float(int(index.digest[:12], 16))
+    if ranks.maximum(number) != -ranks.maximum(-number):
+        raise InputError(
+            f"{index.cache.url}: the ranks found different samples there: wait until no job adds to the cache"
+        )
 
 
 def _describe(
@@ -88,6 +104,6 @@ def _describe(
         config=config.to_json(),
         model_config=jsonable(architecture),
         provenance=index.cache.provenance,
-        buckets={str(b): {"samples": len(index.rows_by_bucket[b]), "fps": index.fps(b)} for b in buckets},
-        samples_sha256=index.digest(),
+        buckets={str(b): {"samples": index.buckets[b].num_samples, "fps": index.fps(b)} for b in buckets},
+        samples_sha256=index.digest,
     )

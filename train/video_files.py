@@ -9,7 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from shared.storage import publish, temporary_path
+from shared.stores.files import publish, temporary_path
 
 FILMSTRIP_FRAMES = 8
 

@@ -8,8 +8,10 @@ from shared.spec import Bucket
 
 
 def write_card(cache: Cache) -> None:
-    """Writes the card anew, from the index."""
-    cache.store.write(layout.CARD_FILE, card(cache).encode())
+    """Writes the card anew, from the index, if it says something else now."""
+    text = card(cache).encode()
+    if cache.store.size(layout.CARD_FILE) != len(text) or cache.store.read(layout.CARD_FILE) != text:
+        cache.store.write(layout.CARD_FILE, text)
 
 
 def card(cache: Cache) -> str:

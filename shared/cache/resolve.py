@@ -5,6 +5,8 @@ it is encoded again. For each sample and stream the highest generation counts, a
 first. A removal at generation g takes away whatever has a generation of g or less.
 """
 
+import binascii
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -72,11 +74,10 @@ def sample_numbers(column: pa.ChunkedArray) -> np.ndarray:
         lengths = pc.binary_length(values)
         if values.null_count or pc.min(lengths).as_py() != 32 or pc.max(lengths).as_py() != 32:
             raise InputError("the index has samples that are not 32 hex digits: run preprocess.verify")
-        _, _, data = values.buffers()
+        _, offsets, data = values.buffers()
+        start = int(np.frombuffer(offsets, np.int64)[values.offset])
         try:
-            binary = bytes.fromhex(
-                memoryview(data)[values.offset * 32 : (values.offset + len(values)) * 32].tobytes().decode()
-            )
+            binary = binascii.unhexlify(memoryview(data)[start : start + 32 * len(values)])
         except ValueError:
             raise InputError("the index has samples that are not 32 hex digits: run preprocess.verify") from None
         parts.append(np.frombuffer(binary, ">u8").astype(np.uint64).reshape(-1, 2))

@@ -35,7 +35,7 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 @pytest.fixture
 def small_config(small_cache: Cache, tmp_path: Path) -> TrainConfig:
     return TrainConfig(
-        cache=small_cache.root,
+        cache=small_cache.url,
         output=tmp_path / "run",
         model="stdit-ti/2",
         model_settings=("depth=2", "hidden_size=32", "num_heads=2"),

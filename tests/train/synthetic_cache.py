@@ -1,18 +1,23 @@
 """Small caches with random content, written by the real writer."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from shared.cache.commit import Sample, ShardWriter
+from shared.cache.commit import ShardWriter
 from shared.cache.dataset import Cache, Provenance
-from shared.cache.identity import latent_id, shard_id
+from shared.cache.identity import latent_id, shard_id, text_id
+from shared.cache.layout import Container
+from shared.cache.rows import Sample, Text, sample_row, text_row
+from shared.codec import Codec
 from shared.spec import Bucket
 
 CHANNELS, TEXT_CHANNELS, MAX_TOKENS, STRIDE = 4, 16, 10, 8
 
 
-def provenance() -> Provenance:
+def provenance(posterior: str = "sample") -> Provenance:
     return {
         "latent": {
             "model": "none",
@@ -23,7 +28,7 @@ def provenance() -> Provenance:
             "temporal_stride": 1,
             "scaling_factor": 1.0,
             "shift_factor": 0.0,
-            "posterior": "sample",
+            "posterior": posterior,
         },
         "text.t5": {
             "model": "none",
@@ -37,39 +42,93 @@ def provenance() -> Provenance:
 
 
 def write_cache(
-    root: Path,
-    samples: dict[Bucket, int],
+    root: Path | str,
+    samples: Mapping[Bucket, int],
     *,
     captions_per_sample: int = 1,
     latent_channels: int = CHANNELS,
     seed: int = 0,
+    codecs: tuple[str, str] = ("bfloat16", "bfloat16"),
+    container: Container = "tar",
+    samples_per_shard: int = 1000,
+    posterior: str = "sample",
+    manifest: Mapping[str, list[Any]] | None = None,
+    new_texts: bool = False,
+    clips_per_source: int = 1,
 ) -> Cache:
-    """Writes one shard a bucket of random samples; the latents may have other channels than the provenance says."""
-    cache = Cache.open_or_create(root, provenance())
+    """Writes random samples.
+
+    Args:
+        root: A folder or a URL.
+        samples: How many by bucket.
+        captions_per_sample: Each with its own embedding.
+        latent_channels: May be others than the provenance says.
+        seed: Of the content.
+        codecs: Of latents and of texts.
+        container: Tar or Zarr.
+        samples_per_shard: Shards hold one bucket.
+        posterior: For the provenance.
+        manifest: The manifest's other columns: a value for each sample of a bucket, taken in turn.
+        new_texts: Then encode every sample's texts again, into a shard of their own.
+        clips_per_source: Samples of one source.
+    """
+    cache = Cache.open_or_create(root, provenance(posterior))
+    parsed = {"latent": Codec.parse(codecs[0]), "text.t5": Codec.parse(codecs[1])}
     generator = torch.Generator().manual_seed(seed)
     for bucket, count in samples.items():
-        names = [f"{bucket}-{seed}-{i}" for i in range(count)]
-        ids = [latent_id(source=n, source_version="1", bucket=bucket, frame_interval=1) for n in names]
-        size = (latent_channels, bucket.num_frames, bucket.height // STRIDE, bucket.width // STRIDE)
-        with ShardWriter(
-            root, shard_id=shard_id(ids), bucket=bucket, codec="bfloat16", environment={}, clips_root=root
-        ) as writer:
-            for name, identity in zip(names, ids, strict=True):
-                captions = tuple(f"{name}, told in way {k}" for k in range(captions_per_sample))
-                lengths = torch.randint(1, MAX_TOKENS + 1, (captions_per_sample,), generator=generator).tolist()
-                writer.add(
-                    Sample(
-                        sample=identity,
-                        source=name,
-                        source_version="1",
-                        bucket=bucket,
-                        frame_interval=1,
-                        fps=8.0,
-                        captions=captions,
-                        cleaned_captions=captions,
-                        latent=torch.randn(size, generator=generator),
-                        texts=tuple(torch.randn(n, TEXT_CHANNELS, generator=generator) for n in lengths),
-                    )
-                )
-            writer.commit()
+        made = [
+            _sample(f"{bucket}-{seed}-{i}", bucket, generator, captions_per_sample, latent_channels) for i in range(count)
+        ]
+        for i, sample in enumerate(made):
+            object.__setattr__(sample, "source", f"{bucket}-{seed}-{i // clips_per_source}.mp4")
+            object.__setattr__(sample, "manifest", {k: v[i % len(v)] for k, v in (manifest or {}).items()})
+        for start in range(0, count, samples_per_shard):
+            part = made[start : start + samples_per_shard]
+            ids = [sample.sample for sample in part]
+            with ShardWriter(
+                cache.store,
+                shard_id=shard_id(ids, streams=parsed),
+                folder=str(bucket),
+                container=container,
+                record={"environment": {}},
+            ) as writer:
+                for sample in part:
+                    writer.add(*sample_row(sample, parsed, 0))
+                writer.commit()
+        if new_texts:
+            ids = [sample.sample for sample in made]
+            with ShardWriter(
+                cache.store,
+                shard_id=shard_id(ids, streams=["text.t5"], generation=1),
+                folder="text.t5",
+                container=container,
+                record={"environment": {}},
+            ) as writer:
+                for sample in reversed(made):
+                    texts = _texts(f"{sample.sample}, told anew", generator, captions_per_sample)
+                    writer.add(*text_row(sample.sample, "text.t5", texts, parsed["text.t5"], 1))
+                writer.commit()
     return cache
+
+
+def _sample(name: str, bucket: Bucket, generator: torch.Generator, num_captions: int, channels: int) -> Sample:
+    size = (channels, bucket.num_frames, bucket.height // STRIDE, bucket.width // STRIDE)
+    return Sample(
+        sample=latent_id(source=name, source_version="1", bucket=bucket, frame_interval=1),
+        source=name,
+        source_version="1",
+        bucket=bucket,
+        frame_interval=1,
+        fps=8.0,
+        latent=torch.randn(size, generator=generator),
+        texts={"text.t5": _texts(name, generator, num_captions)},
+    )
+
+
+def _texts(name: str, generator: torch.Generator, count: int) -> list[Text]:
+    lengths = torch.randint(1, MAX_TOKENS + 1, (count,), generator=generator).tolist()
+    captions = [f"{name}, told in way {k}" for k in range(count)]
+    return [
+        Text(id=text_id(caption), caption=caption, embedding=torch.randn(length, TEXT_CHANNELS, generator=generator))
+        for caption, length in zip(captions, lengths, strict=True)
+    ]

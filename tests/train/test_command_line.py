@@ -28,7 +28,7 @@ def metrics_of(run_folder: Path) -> list[dict[str, float]]:
 
 
 def test_two_ranks_under_torchrun_train_as_one_does(small_cache, tmp_path):
-    common = ("--cache", small_cache.root, *MODEL, "--steps", "4", "--log-every", "1", "--batch-size", "4")
+    common = ("--cache", small_cache.url, *MODEL, "--steps", "4", "--log-every", "1", "--batch-size", "4")
     common = (*common, "--lr", "1e-3", "--ema-decay", "0.9", "--checkpoint-every", "1")
     two = run(*TORCHRUN, "--output", tmp_path / "two", *common)
     assert two.returncode == 0, two.stderr
@@ -54,7 +54,7 @@ def test_two_ranks_under_torchrun_train_as_one_does(small_cache, tmp_path):
 
 
 def test_under_torchrun_an_error_is_printed_once(small_cache, tmp_path):
-    failed = run(*TORCHRUN, "--cache", small_cache.root, "--output", tmp_path / "run", *MODEL, "--batch-size", "5")
+    failed = run(*TORCHRUN, "--cache", small_cache.url, "--output", tmp_path / "run", *MODEL, "--batch-size", "5")
     assert failed.returncode != 0
     lines = [line for line in failed.stderr.splitlines() if "batch_size=5" in line]
     assert lines == ["error: batch_size=5 is not divisible by 2 ranks: use 4 or 6"]
@@ -74,7 +74,7 @@ def test_a_missing_cache_is_one_line_and_a_wrong_option_names_itself(tmp_path):
 
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the trainer", "to its process group"])
 def test_sigterm_saves_after_the_current_step_and_exits_with_0(small_cache, tmp_path, send):
-    command = (sys.executable, "-m", "train", "--cache", small_cache.root, "--output", tmp_path / "run", *MODEL)
+    command = (sys.executable, "-m", "train", "--cache", small_cache.url, "--output", tmp_path / "run", *MODEL)
     process = subprocess.Popen(
         [*map(str, command), "--steps", "1000000", "--log-every", "1", "--batch-size", "2", "--peak-tflops", "1"],
         cwd=ROOT,

@@ -43,7 +43,7 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     batch = Batch(
         latents=torch.zeros(2, 4, 3, 4, 6),
         levels=torch.zeros(2),
-        noise=torch.zeros(2, 4, 3, 4, 6),
+        noise_keys=torch.zeros(2, dtype=torch.int64),
         captions=torch.zeros(2, 1, 5, 8),
         mask=torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]),
         drop_caption=torch.zeros(2, dtype=torch.bool),

@@ -125,13 +125,13 @@ def test_a_run_folder_of_another_run_is_refused_and_both_values_are_named(ranks,
             train(dataclasses.replace(small_config, **changes), ranks)
     other_cache = write_cache(tmp_path / "other", {next(iter(BUCKETS)): 5}, seed=9)
     with pytest.raises(InputError, match=r"samples_sha256=\w+ \(cache .*small.*\), this one has .*other"):
-        train(dataclasses.replace(small_config, cache=other_cache.root), ranks)
+        train(dataclasses.replace(small_config, cache=other_cache.url), ranks)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cache": Path("/nowhere")}, "/nowhere: found no such folder"),
+        ({"cache": "/nowhere"}, "/nowhere: found no dataset.json"),
         ({"model": "stdit-xxl/2"}, "unknown model 'stdit-xxl/2': choose from"),
         ({"model_settings": ("depth",)}, "--set depth: expected NAME=VALUE"),
         ({"model_settings": ("in_channels=3",)}, "--set in_channels=3: the cache decides it"),
@@ -157,7 +157,7 @@ def test_settings_that_cannot_be_are_refused():
         ({"zero_stage": 0}, "use stage 1, or float32"),
     ]:
         with pytest.raises(InputError, match=message):
-            TrainConfig(cache=Path("c"), output=Path("o"), **changes)
+            TrainConfig(cache="c", output=Path("o"), **changes)
 
 
 def test_an_output_folder_with_other_files_is_left_alone(ranks, small_config):

@@ -18,8 +18,8 @@ from train.config import TrainConfig
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Returns DeepSpeed's configuration for a run."""
     return {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.batch_size // world_size,
+        "train_batch_size": world_size,  # read by its timers only: the batch sizes are the plan's
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.gradient_clip,
         "zero_optimization": {"stage": config.zero_stage},

@@ -1,13 +1,22 @@
 """The tiny autoencoder for FLUX.2's latents (8x, 32 channels), built from its published state dicts.
 
 The network is madebyollin/taesd's (MIT): blocks of three convolutions, those at the lowest resolution with a normalised
-side branch before them. It is here to judge codecs by the videos that they give, and takes no other part.
+side branch before them. It is here to judge codecs by the videos that they give, and takes no other part:
+``python -m tests.shared.cache.taef2 --weights FOLDER --clips FILE ...`` made a table in ``docs/codecs.md``.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
+
+from shared.cache.codec_report import LATENT_CODECS, Videos, measure, table
+from shared.codec import Codec
+from shared.media.video import centre_window, decode_window, presentation_times
+from shared.spec import Bucket
 
 WIDTH = 64
 LATENT_CHANNELS = 32
@@ -78,11 +87,43 @@ class Taef2:
             network.load_state_dict(torch.load(folder / f"taef2_{name}.pth", weights_only=True))
             network.eval().requires_grad_(False)
 
-    def encode(self, video: Tensor) -> Tensor:
-        """Returns the latent (32, T, H/8, W/8), float32, of a video (T, 3, H, W) in 0 .. 1."""
-        return torch.cat([self.encoder(frame[None]) for frame in video]).transpose(0, 1).contiguous()
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Returns the latent (32, T, H/8, W/8), bfloat16, of frames (T, H, W, 3), uint8."""
+        video = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+        latent = torch.cat([self.encoder(frame[None]) for frame in video])
+        return latent.transpose(0, 1).bfloat16().contiguous()
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Returns the video (T, 3, H, W), float32 in 0 .. 1, of a latent (32, T, H/8, W/8)."""
-        frames = latent.float().transpose(0, 1)
-        return torch.cat([self.decoder(frame[None]) for frame in frames]).clamp(0, 1)
+    def decode(self, latent: Tensor) -> np.ndarray:
+        """Returns the frames (T, H, W, 3), uint8, of a latent (32, T, H/8, W/8)."""
+        video = torch.cat([self.decoder(frame[None]) for frame in latent.float().transpose(0, 1)])
+        return (video.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def read_clip(path: Path, num_frames: int = 16) -> np.ndarray:
+    """Returns frames (T, 256, 256, 3), uint8, from the middle of a clip."""
+    window = centre_window(len(presentation_times(path)), num_frames=num_frames, interval=1)
+    return decode_window(path, window, Bucket(num_frames, 256, 256))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taef2Config:
+    """Measure codecs on latents of real clips, 16 frames of 256x256 from the middle of each, and on their videos."""
+
+    weights: Path
+    """The folder of ``taef2_encoder.pth`` and ``taef2_decoder.pth``."""
+    clips: tuple[Path, ...]
+    """Video files."""
+    codecs: str = LATENT_CODECS
+    """Codecs to try, apart by spaces."""
+    num_frames: int = 16
+    """Frames of each clip. 1: as images."""
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Taef2Config)
+    torch.set_num_threads(1)
+    network = Taef2(config.weights)
+    clips = [read_clip(path, config.num_frames) for path in config.clips]
+    latents = [network.encode(clip) for clip in clips]
+    codecs = [Codec.parse(codec) for codec in config.codecs.split()]
+    print(table(measure(latents, codecs, videos=Videos(decode=network.decode, clips=clips))))

@@ -1,83 +1,155 @@
-"""Exactly once: what a writer that dies leaves behind, and what a second writer does."""
+"""Exactly once: what a writer that dies leaves behind, and what a second writer does; on a disk and on S3."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from shared import storage
-from shared.cache import commit
 from shared.cache.check import check_files
+from shared.cache.commit import ShardWriter
 from shared.cache.dataset import Cache
+from shared.cache.removal import remove_samples
+from shared.cache.rows import sample_row, text_row
+from shared.codec import Codec
 from shared.errors import InputError
-from tests.shared.cache.conftest import PROVENANCE, ShardMaker, make_sample
+from shared.stores.open import open_store
+from tests.s3 import MotoS3, S3Server
+from tests.shared.cache.conftest import BUCKET, PROVENANCE, ShardMaker, make_sample
+
+CODECS = {stream: Codec.parse("bfloat16") for stream in ("latent", "text.t5")}
 
 
-class Died(BaseException):
-    """Stands for the death of the process: nothing but cleaning up by the context may follow it."""
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with MotoS3() as server:
+        yield server
 
 
-@pytest.mark.parametrize("phase", ["publish", "write_if_absent"])
-def test_a_writer_that_dies_before_its_fragment_leaves_nothing_that_a_reader_sees(
-    tmp_path: Path, write_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch, phase: str
+@pytest.fixture(params=["disk", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place for a cache."""
+    if request.param == "disk":
+        return str(tmp_path / "cache")
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"{s3.url}/{tmp_path.name}"
+
+
+def names(cache: Cache) -> list[str]:
+    return [entry.path for entry in cache.store.list() if entry.path.startswith(("shards/", "index/"))]
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "between samples",
+        "before the shard has its name",
+        "before the fragment",
+        "before the fragment has its name",
+    ],
+)
+def test_a_writer_that_is_killed_before_its_fragment_leaves_nothing_that_a_reader_sees(
+    url: str, write_shard: ShardMaker, phase: str
 ) -> None:
-    cache = Cache.open_or_create(tmp_path / "cache", PROVENANCE)
-
-    def die(*_: object) -> None:
-        raise Died
-
-    with monkeypatch.context() as patch:
-        patch.setattr(commit, phase, die)
-        with pytest.raises(Died):
-            write_shard(cache.root, [0, 1])
-    assert cache.committed_samples() == {}
-    findings = list(check_files(cache))
-    assert len(findings) == 1
-    assert not findings[0].is_fault
-    again = write_shard(cache.root, [0, 1])
-    assert again.created
-    assert len(cache.committed_samples()) == 2
+    if url.startswith("s3") and phase == "before the fragment has its name":
+        pytest.skip("an object store has no such phase")
+    cache = Cache.open_or_create(url, PROVENANCE)
+    script = Path(__file__).with_name("killed_writer.py")
+    killed = subprocess.run([sys.executable, script, url, phase], env=os.environ, check=False, timeout=120)
+    assert killed.returncode == -9
+    assert len(cache.read_index()) == 0
+    assert len([name for name in names(cache) if name.startswith("shards/")]) == phase.startswith("before the fragment")
+    assert not [finding for finding in check_files(cache) if finding.is_fault]
+    assert write_shard(url, [0, 1]).created
+    assert len(cache.read_index()) == 2
+    assert len(names(cache)) == 2
     assert not [finding for finding in check_files(cache) if finding.is_fault]
 
 
-def test_an_error_while_a_shard_is_written_leaves_no_file(tmp_path: Path, write_shard: ShardMaker) -> None:
+def test_a_writer_that_is_killed_after_its_fragment_has_committed(url: str, write_shard: ShardMaker) -> None:
+    cache = Cache.open_or_create(url, PROVENANCE)
+    script = Path(__file__).with_name("killed_writer.py")
+    killed = subprocess.run([sys.executable, script, url, "after all"], env=os.environ, check=False, timeout=120)
+    assert killed.returncode == -9
+    assert len(cache.read_index()) == 2
+    assert not write_shard(url, [0, 1]).created
+
+
+def test_an_error_while_a_shard_is_written_leaves_no_file(tmp_path: Path) -> None:
     cache = Cache.open_or_create(tmp_path / "cache", PROVENANCE)
-    with pytest.raises(InputError):
-        write_shard(cache.root, [0], codec="int3")
-    assert not [path for path in cache.root.rglob("*") if path.is_file() and path.name != "dataset.json"]
+    writer = ShardWriter(cache.store, shard_id="5" * 32, folder=str(BUCKET), container="tar", record={})
+    with pytest.raises(ZeroDivisionError), writer:
+        writer.add(*sample_row(make_sample(0), CODECS, 0))
+        raise ZeroDivisionError
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["dataset.json"]
 
 
-def test_the_second_writer_of_a_shard_changes_nothing(cache: Cache, write_shard: ShardMaker) -> None:
-    before = {path: path.read_bytes() for path in cache.root.rglob("*") if path.is_file()}
-    same = write_shard(cache.root, [0, 1, 2], shard_id="a" * 32)
-    other_bytes = write_shard(cache.root, [0, 1, 2], shard_id="a" * 32, codec="float32")
-    assert not same.created
-    assert not other_bytes.created
-    assert {path: path.read_bytes() for path in cache.root.rglob("*") if path.is_file()} == before
+def test_the_second_writer_of_a_shard_changes_nothing(url: str, write_shard: ShardMaker) -> None:
+    cache = Cache.open_or_create(url, PROVENANCE)
+    assert write_shard(url, [0, 1, 2]).created
+    before = {name: cache.store.read(name) for name in names(cache)}
+    assert not write_shard(url, [0, 1, 2]).created
+    assert not write_shard(url, [0, 1, 2], codec="float32").created
+    assert not write_shard(url, [0, 1, 2], container="zarr").created
+    assert {name: cache.store.read(name) for name in names(cache)} == before
+
+
+def test_of_many_writers_at_once_exactly_one_commits(url: str, write_shard: ShardMaker) -> None:
+    cache = Cache.open_or_create(url, PROVENANCE)
+    with ThreadPoolExecutor(8) as pool:
+        codecs = ["bfloat16", "float32"] * 4
+        committed = list(pool.map(lambda codec: write_shard(url, [0, 1], codec=codec), codecs))
+    assert [shard.created for shard in committed].count(True) == 1
+    (winner,) = (shard for shard in committed if shard.created)
+    assert {row["latent"]["shard"] for row in cache.read_index().to_pylist()} == {winner.shard}
+    assert cache.store.size(winner.shard) == winner.num_bytes
+    assert not [finding for finding in check_files(cache) if finding.is_fault]
 
 
 def test_a_shard_without_samples_is_not_written(tmp_path: Path, write_shard: ShardMaker) -> None:
     cache = Cache.open_or_create(tmp_path / "cache", PROVENANCE)
-    assert write_shard(cache.root, []).num_samples == 0
-    assert not list(cache.root.rglob("*.tar"))
-    assert not list(cache.root.rglob(f"{storage.TEMPORARY_PREFIX}*"))
+    assert write_shard(cache.url, []).num_samples == 0
+    assert names(cache) == []
+    assert list(cache.store.leftovers()) == []
 
 
-def test_a_value_that_the_codec_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_value_that_the_codec_cannot_hold_is_refused_and_the_others_are_written(tmp_path: Path) -> None:
     sample = make_sample(0)
     sample.latent[0] = float("nan")
-    with commit.ShardWriter(
-        tmp_path, shard_id="d" * 32, bucket=sample.bucket, codec="bfloat16", clips_root=Path(), environment={}
-    ) as writer:
+    store = open_store(tmp_path)
+    with ShardWriter(store, shard_id="d" * 32, folder=str(BUCKET), container="tar", record={}) as writer:
         with pytest.raises(InputError):
-            writer.add(sample)
-        writer.add(make_sample(1))
+            sample_row(sample, CODECS, 0)
+        writer.add(*sample_row(make_sample(1), CODECS, 0))
         assert writer.commit().num_samples == 1
-    cache = Cache.open_or_create(tmp_path / "other", PROVENANCE)
-    assert cache.committed_samples() == {}
 
 
-def test_of_two_writers_of_one_name_one_succeeds(tmp_path: Path) -> None:
-    assert storage.write_if_absent(tmp_path / "name", b"first")
-    assert not storage.write_if_absent(tmp_path / "name", b"second")
-    assert (tmp_path / "name").read_bytes() == b"first"
-    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+def test_a_removed_sample_is_gone_and_can_be_encoded_again(url: str, write_shard: ShardMaker) -> None:
+    cache = Cache.open_or_create(url, PROVENANCE)
+    write_shard(url, [0, 1])
+    assert remove_samples(cache, [f"{1:032x}", f"{7:032x}"]) == 1
+    assert remove_samples(cache, [f"{1:032x}"]) == 0
+    committed, removed = cache.committed_samples("text.t5")
+    assert list(committed) == [f"{0:032x}"]
+    assert removed == {f"{1:032x}": 0}
+    write_shard(url, [1], shard_id="7" * 32, generation=1)
+    assert cache.read_index()["sample"].to_pylist() == [f"{0:032x}", f"{1:032x}"]
+
+
+def test_new_texts_of_a_sample_replace_its_texts_only(cache: Cache) -> None:
+    before = {row["sample"]: row for row in cache.read_index().to_pylist()}
+    new = make_sample(9).texts["text.t5"][:1]
+    with ShardWriter(cache.store, shard_id="e" * 32, folder="text.t5", container="zarr", record={}) as writer:
+        writer.add(*text_row(f"{1:032x}", "text.t5", new, CODECS["text.t5"], 1))
+        shard = writer.commit()
+    after = {row["sample"]: row for row in cache.read_index().to_pylist()}
+    changed = after.pop(f"{1:032x}")
+    original = before.pop(f"{1:032x}")
+    assert after == before
+    assert changed["latent"] == original["latent"]
+    assert [caption["caption"] for caption in changed["text.t5"]["captions"]] == ["Caption 9"]
+    assert changed["text.t5"]["captions"][0]["shard"] == shard.shard

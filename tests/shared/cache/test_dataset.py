@@ -7,21 +7,35 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from shared.cache.card import card, write_card
 from shared.cache.dataset import Cache, check_is_cache_or_empty
 from shared.cache.ledger import Refusal, write_ledger
+from shared.cache.null_caption import read_null_caption, write_null_caption
 from shared.errors import InputError
+from shared.stores.open import open_store
 from tests.shared.cache.conftest import PROVENANCE, ShardMaker
 
 
 def test_a_cache_opens_again_with_what_it_was_made_with(cache: Cache) -> None:
-    assert Cache.open(cache.root).provenance == PROVENANCE
-    assert Cache.open_or_create(cache.root, PROVENANCE).committed_samples().keys() == {f"{n:032x}" for n in range(4)}
+    assert Cache.open(cache.url).provenance == PROVENANCE
+    committed, removed = Cache.open_or_create(cache.url, PROVENANCE).committed_samples("text.t5")
+    assert committed.keys() == {f"{n:032x}" for n in range(4)}
+    assert removed == {}
+    assert committed[f"{3:032x}"].source == "clips/näht 3.mp4"
+    assert [caption for caption, _ in committed[f"{3:032x}"].captions] == ["Caption 3", "Another, longer caption"]
 
 
 @pytest.mark.parametrize(
     ("stream", "key", "value"),
-    [("latent", "weights_sha256", "33"), ("latent", "scaling_factor", 0.6), ("text.t5", "max_tokens", 77)],
+    [
+        ("latent", "weights_sha256", "33"),
+        ("latent", "scaling_factor", 0.6),
+        ("latent", "codec", "int8@37+zstd"),
+        ("latent", "posterior", "mean"),
+        ("text.t5", "max_tokens", 77),
+    ],
 )
 def test_a_job_with_other_models_or_settings_is_refused_by_name_and_value(
     cache: Cache, stream: str, key: str, value: object
@@ -29,9 +43,9 @@ def test_a_job_with_other_models_or_settings_is_refused_by_name_and_value(
     other = copy.deepcopy(PROVENANCE)
     other[stream][key] = value
     with pytest.raises(InputError) as refused:
-        Cache.open_or_create(cache.root, other)
+        Cache.open_or_create(cache.url, other)
     text = str(refused.value)
-    assert f"{key}={PROVENANCE[stream][key]!r}" in text
+    assert f"{key}={PROVENANCE[stream].get(key)!r}" in text
     assert f"{key}={value!r}" in text
     assert "another --output" in text
 
@@ -39,7 +53,20 @@ def test_a_job_with_other_models_or_settings_is_refused_by_name_and_value(
 def test_where_the_weights_were_found_does_not_matter(cache: Cache) -> None:
     moved = copy.deepcopy(PROVENANCE)
     moved["latent"]["model"] = "elsewhere/a"
-    Cache.open_or_create(cache.root, moved)
+    Cache.open_or_create(cache.url, moved)
+
+
+def test_a_stream_of_texts_can_be_added_and_is_then_as_fixed_as_the_others(cache: Cache) -> None:
+    added = {"text.clip": {"weights_sha256": "44", "text_channels": 6}}
+    assert Cache.open_or_create(cache.url, added).provenance == {**PROVENANCE, **added}
+    assert Cache.open(cache.url).provenance == {**PROVENANCE, **added}
+    with pytest.raises(InputError, match="text_channels=6.*text_channels=7"):
+        Cache.open_or_create(cache.url, {"text.clip": {"weights_sha256": "44", "text_channels": 7}})
+
+
+def test_a_stream_of_latents_cannot_be_added(cache: Cache) -> None:
+    with pytest.raises(InputError, match="found no stream 'depth'"):
+        Cache.open_or_create(cache.url, {"depth": {}})
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
@@ -52,7 +79,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(InputError, match="found a file: expected a folder"):
-        check_is_cache_or_empty(tmp_path / "cache")
+        check_is_cache_or_empty(open_store(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
@@ -65,20 +92,30 @@ def test_a_dataset_json_that_is_none_is_refused(tmp_path: Path, content: str) ->
 
 
 def test_a_later_format_version_is_refused(cache: Cache) -> None:
-    file = cache.root / "dataset.json"
+    file = Path(cache.url) / "dataset.json"
     content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"version": 2}))
-    with pytest.raises(InputError, match="format version 2: this code reads 1"):
-        Cache.open(cache.root)
+    file.write_text(json.dumps(content | {"version": 3}))
+    with pytest.raises(InputError, match="format version 3: this code reads 1 and 2"):
+        Cache.open(cache.url)
 
 
-def test_an_absent_cache_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found no such folder without dataset.json"):
-        Cache.open(tmp_path / "none")
+def test_a_cache_of_version_1_is_read_and_not_extended() -> None:
+    cache = Cache.open(Path(__file__).parents[2] / "data" / "cache_v1")
+    assert len(cache.read_index()) == 12
+    with pytest.raises(InputError, match="format version 1 is read and not extended.*convert"):
+        Cache.open_or_create(cache.url, cache.provenance)
+
+
+@pytest.mark.parametrize("place", ["none", "empty", "file"])
+def test_an_absent_cache_is_refused_in_one_line(tmp_path: Path, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"found no dataset.json: expected the folder or URL of a cache"):
+        Cache.open(tmp_path / place)
 
 
 def test_of_two_rows_of_one_sample_the_first_fragment_counts(cache: Cache, write_shard: ShardMaker) -> None:
-    write_shard(cache.root, [3, 4], shard_id="c" * 32)
+    write_shard(cache.url, [3, 4], shard_id="c" * 32)
     index = cache.read_index()
     assert index["sample"].to_pylist() == [f"{n:032x}" for n in range(5)]
     assert f"/{'b' * 32}-" in index["latent"][3].as_py()["shard"]
@@ -88,15 +125,55 @@ def test_an_empty_cache_has_an_empty_index(tmp_path: Path) -> None:
     assert len(Cache.open_or_create(tmp_path, PROVENANCE).read_index()) == 0
 
 
-def test_a_fragment_with_other_columns_is_refused(cache: Cache) -> None:
-    pq.write_table(pa.table({"sample": ["x"]}), cache.root / "index" / "0.parquet")
-    with pytest.raises(InputError, match="expected .*source"):
+def test_only_the_columns_asked_for_are_read(cache: Cache) -> None:
+    table = cache.read_index(columns=["fps", "latent.offset", "manifest.camera"])
+    assert set(table.column_names) == {"sample", "fps", "latent", "text.t5", "manifest"}
+    assert table["latent"][0].as_py().keys() == {"generation", "offset"}
+    assert table["manifest"].to_pylist() == [{"camera": "still"}] * 4
+
+
+@pytest.mark.parametrize("damage", ["other columns", "another version", "cut", "empty"])
+def test_a_fragment_that_is_none_is_refused_by_its_name(cache: Cache, damage: str) -> None:
+    file = Path(cache.url) / "index" / "0.parquet"
+    if damage == "other columns":
+        pq.write_table(pa.table({"x": ["x"]}).replace_schema_metadata({"format_version": "2"}), file)
+    elif damage == "another version":
+        pq.write_table(pa.table({"sample": ["x"]}), file)
+    else:
+        whole = (Path(cache.url) / "index" / f"{'a' * 32}.parquet").read_bytes()
+        file.write_bytes(whole[:1000] if damage == "cut" else b"")
+    with pytest.raises(InputError, match=r"index/0.parquet: not readable"):
         cache.read_index()
 
 
 def test_the_same_refusals_are_in_the_ledger_once(cache: Cache) -> None:
     refusals = [Refusal(source="a", reason="empty", detail="0 bytes"), Refusal(source="b", reason="missing", detail="")]
     for _ in range(2):
-        write_ledger(cache.root, refusals)
-    write_ledger(cache.root, refusals[:1])
+        write_ledger(cache.store, refusals)
+    write_ledger(cache.store, refusals[:1])
     assert sorted(cache.read_ledger()["source"].to_pylist()) == ["a", "b"]
+
+
+def test_the_null_caption_is_stored_once(cache: Cache) -> None:
+    assert read_null_caption(cache.store, "text.t5") is None
+    first, second = torch.ones(1, 8), torch.zeros(1, 8)
+    write_null_caption(cache.store, "text.t5", first)
+    write_null_caption(cache.store, "text.t5", second)
+    found = read_null_caption(cache.store, "text.t5")
+    assert found is not None
+    assert torch.equal(found, first)
+
+
+def test_the_card_says_what_the_cache_holds_and_is_left_alone_while_it_is_true(
+    cache: Cache, write_shard: ShardMaker
+) -> None:
+    write_card(cache)
+    file = Path(cache.url) / "README.md"
+    text, written = file.read_text(), file.stat().st_mtime_ns
+    assert "4 samples of 4 clips" in text
+    assert "| 2x16x24 | 4 | 96 | 2.00 | 4.0 | 128 |" in text
+    assert "| weights_sha256 | `22` |" in text
+    write_card(cache)
+    assert file.stat().st_mtime_ns == written
+    write_shard(cache.url, [8], shard_id="c" * 32)
+    assert "5 samples" in card(cache)

@@ -198,15 +198,16 @@ def documented_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs/zarr.md").read_text(), re.DOTALL)
 
 
+@pytest.mark.usefixtures("s3_variables")
 @pytest.mark.parametrize(("latent", "text"), CODECS)
 def test_the_documented_reader_gives_what_was_encoded(
-    tmp_path: Path, latent: str, text: str, s3: S3Server, s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, latent: str, text: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = make_samples(latent, text)
     path = write_to(tmp_path / "shard.zarr.zip", expected)
     s3.client().upload_file(str(path), "bucket", "shard.zarr.zip")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"server": s3_variables}
+    names: dict[str, Any] = {}
     local, remote, with_tensorstore = documented_blocks()
     for block in (local, remote):
         exec(block, names)
@@ -430,8 +431,10 @@ def test_more_entries_than_16_bits_count_are_all_found() -> None:
     for number in range(65_600):
         entries.append(ZipEntry(name=f"{number}", offset=file.tell(), num_bytes=0, crc32=0))
         file.write(entries[-1].local_header())
-    file.write(zip_directory(entries, file.tell()))
+    directory = zip_directory(entries, file.tell())
+    file.write(directory)
     assert len(zipfile.ZipFile(file).namelist()) == 65_600
+    assert struct.unpack_from("<2Q", directory, directory.rindex(b"PK\6\6") + 24) == (65_600, 65_600)
 
 
 def zip_of(*entries: tuple[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytearray:
@@ -466,6 +469,9 @@ def test_doubled_names_are_refused() -> None:
 def test_compressed_entries_are_refused() -> None:
     deflated = zip_of(("a", b"1" * 1000), compression=zipfile.ZIP_DEFLATED)
     assert "'a' is compressed, expected stored" in refusal(deflated)
+    of_equal_size = zip_of(("a", b"1"))
+    of_equal_size[of_equal_size.index(b"PK\1\2") + 10] = zipfile.ZIP_DEFLATED
+    assert "'a' is compressed, expected stored" in refusal(of_equal_size)
 
 
 def test_encrypted_entries_are_refused() -> None:

@@ -77,6 +77,14 @@ def test_a_large_upload_survives_a_fault_in_each_phase(
     assert s3_store.read("shards/a.tar") == LARGE
 
 
+@pytest.mark.slow
+def test_throttling_longer_than_the_client_waits_is_waited_out(s3_store: ObjectStore, proxy: Proxy) -> None:
+    s3_store.write("a", b"x")
+    proxy.refuse(11)
+    assert s3_store.read("a") == b"x"
+    assert proxy.num_faults_left() == 0
+
+
 def test_throttling_without_end_becomes_one_line(proxy: Proxy, s3_url: str) -> None:
     store = ObjectStore(s3_url, retry_seconds=2)
     proxy.refuse(1000)
@@ -183,8 +191,9 @@ def upload_slowly(store: ObjectStore) -> None:
 
 
 def test_a_writer_killed_in_the_midst_of_an_upload_leaves_nothing_visible(
-    s3_store: ObjectStore, s3_server: S3Server, proxy: Proxy
+    s3_store: ObjectStore, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     proxy.latency_seconds = 0.5
     process = multiprocessing.get_context("spawn").Process(target=upload_slowly, args=(s3_store,))
     process.start()
@@ -195,6 +204,7 @@ def test_a_writer_killed_in_the_midst_of_an_upload_leaves_nothing_visible(
     process.join()
     proxy.latency_seconds = 0.0
     assert list(s3_store.list()) == []
+    assert list(tmp_path.iterdir()) == [], "a local temporary file is left"
     publish(s3_store, "shards/a.tar", LARGE)
     assert s3_store.read("shards/a.tar") == LARGE
 

@@ -30,7 +30,18 @@ def test_ranges_come_in_the_order_asked_for_whatever_they_overlap_and_wherever_t
     data = bytes(range(256)) * 8192
     store.write("shard.tar", data)
     far = len(data) - 3
-    ranges = [(far, 100), (0, 10), (5, 20), (1_000_000, 7), (12, 0), (0, 10), (len(data) + 5, 4), (600_000, 300_000)]
+    ranges = [
+        (far, 100),
+        (0, 50),
+        (5, 20),
+        (30, 40),
+        (1_000_000, 7),
+        (12, 0),
+        (0, 10),
+        (len(data) + 5, 4),
+        (600_000, 300_000),
+        (650_000, 9),
+    ]
     assert store.read_ranges("shard.tar", ranges) == [data[offset : offset + length] for offset, length in ranges]
     assert store.read_ranges("shard.tar", []) == []
 

@@ -1,0 +1,102 @@
+"""Mending a cache after a check: what is broken is dropped, so that the next job makes it anew.
+
+Nothing that is sound is deleted. Files of the index that cannot be used are moved to ``broken/``, where no reader
+looks. A broken shard stays where it is until it is swept: its samples are removed by a row of the index, and encoded
+again they get a shard of another name. A sample whose latent is sound and whose texts are not keeps the latent: a row
+that gives it no texts makes the next job encode them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from shared.cache import layout
+from shared.cache.commit import commit_rows
+from shared.cache.dataset import Cache
+from shared.cache.finding import Finding
+from shared.cache.fragments import SHARED_KIND, read_record
+from shared.cache.identity import shard_id
+from shared.cache.removal import remove_samples
+from shared.cache.rows import Row
+from shared.cache.schema import FORMAT_VERSION, rows_table
+from shared.errors import InputError
+
+BROKEN_FOLDER = "broken"
+_LEFTOVER_AGE = timedelta(days=1)
+
+
+def repair(cache: Cache, faults: Iterable[Finding]) -> Iterator[str]:
+    """Mends what a check found and yields one line for each thing done. Run again, it does nothing more.
+
+    Args:
+        cache: That was checked.
+        faults: All that were found.
+
+    Raises:
+        InputError: if the cache cannot be written, or is of an older format.
+    """
+    faults = list(faults)
+    if faults and cache.version != FORMAT_VERSION:
+        raise InputError(f"{cache.url}: its format version {cache.version} is read only: make it anew, or convert it")
+    if any(finding.path == layout.DATASET_FILE for finding in faults):
+        raise InputError(f"{cache.url}: without a sound {layout.DATASET_FILE} nothing is repaired: bring it back first")
+    for path in dict.fromkeys(finding.path for finding in faults if finding.remedy == "set aside"):
+        yield _set_aside(cache, path)
+    broken = {finding.path for finding in faults if finding.remedy == "encode again"}
+    if broken:
+        yield from _drop_shards(cache, broken)
+    deadline = datetime.now(UTC) - _LEFTOVER_AGE
+    for entry in list(cache.store.leftovers()):
+        if entry.modified < deadline:
+            cache.store.delete(entry.path)
+            yield f"{entry.path}: deleted, a leftover of more than a day"
+
+
+def _set_aside(cache: Cache, path: str) -> str:
+    place = f"{BROKEN_FOLDER}/{path}"
+    cache.store.write(place, cache.store.read(path))
+    cache.store.delete(path)
+    return f"{path}: moved to {place}; the next job makes it anew"
+
+
+def _drop_shards(cache: Cache, broken: set[str]) -> Iterator[str]:
+    """Takes broken shards out of the index."""
+    for path in cache.index_files().fragments:
+        record = read_record(cache.store, path)
+        if record.get("kind") == SHARED_KIND and record.get("shard") in broken:
+            yield _set_aside(cache, path)
+    texts = [stream for stream in cache.provenance if layout.is_text(stream)]
+    columns = ["latent.shard"]
+    for stream in texts:
+        columns += [f"{stream}.channels", f"{stream}.captions.list.element.shard"]
+    whole: dict[str, str] = {}
+    lacking: dict[str, dict[str, Mapping[str, Any]]] = {stream: {} for stream in texts}
+    for row in cache.read_index(columns=columns).to_pylist():
+        if row[layout.LATENT_STREAM]["shard"] in broken:
+            whole[row["sample"]] = row[layout.LATENT_STREAM]["shard"]
+            continue
+        for stream in texts:
+            text = row.get(stream)
+            if text and broken & {caption["shard"] for caption in text["captions"]}:
+                lacking[stream][row["sample"]] = text
+    remove_samples(cache, whole)
+    for shard in sorted(broken):
+        count = sum(place == shard for place in whole.values())
+        yield f"{shard}: {count} samples removed; the next job encodes them again"
+    for stream, samples in lacking.items():
+        if samples:
+            _take_texts(cache, stream, samples)
+            yield f"{stream}: {len(samples)} samples keep their latents without these texts; the next job encodes them"
+
+
+def _take_texts(cache: Cache, stream: str, samples: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives samples no texts in a stream, at one generation more than they had."""
+    rows: list[Row] = []
+    members = []
+    for sample, text in samples.items():
+        generation = text["generation"] + 1
+        rows.append({"sample": sample, stream: {**text, "generation": generation, "captions": []}})
+        members.append(f"{sample}@{generation}")
+    commit_rows(
+        cache.store, shard_id(members, streams=[stream, "removed"]), rows_table(rows), {"kind": "texts removed"}
+    )

@@ -1,0 +1,166 @@
+"""An existing cache: what its samples take, beside the estimate for them, and how they compress."""
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from shared.cache import layout
+from shared.cache.dataset import Cache
+from shared.codec import Codec
+from shared.costs import VAE_RATES
+from shared.errors import InputError
+from shared.spec import Bucket, VaeGeometry
+from storage_estimates.bits import Bits, BitsTable
+from storage_estimates.config import EstimateConfig
+from storage_estimates.estimate import Choice, Encoders, Group, estimate
+from storage_estimates.samples import Samples
+
+_MAX_ASKED = 500
+"""Shards whose size is asked of the store; of more, so many taken at random."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredCache:
+    """What a cache holds."""
+
+    groups: tuple[Group, ...]
+    encoders: Encoders
+    choice: Choice
+    """How most of its samples are stored."""
+    bits: BitsTable
+    actual_bytes: float
+    """Of shards and index on the store."""
+
+    def predicted_bytes(self) -> float:
+        """Returns what the estimate gives for these samples."""
+        return estimate(self.groups, self.encoders, self.choice, self.bits).total_bytes
+
+    def error(self) -> float:
+        """Returns by which part the prediction is too large."""
+        return self.predicted_bytes() / self.actual_bytes - 1
+
+
+def samples_of_cache(config: EstimateConfig) -> Samples:
+    """Returns the samples of a cache, as many of them as --clips asks for."""
+    assert config.cache is not None
+    measured = measure(config.cache, vae_preset=config.vae_preset)
+    note = (
+        f"The cache as it is: {measured.actual_bytes:,.0f} bytes; the estimate for it: "
+        f"{measured.predicted_bytes():,.0f} ({measured.error():+.2%})"
+    )
+    groups, notes = measured.groups, [note]
+    if config.clips is not None:
+        total = sum(group.num_samples for group in groups)
+        groups = tuple(
+            replace(group, num_samples=max(round(group.num_samples * config.clips / total), 1), shard_samples=None)
+            for group in groups
+        )
+        notes.append(f"Its {total:,} samples stand for {config.clips:,}")
+    return Samples(
+        groups=groups,
+        bits=measured.bits,
+        text_channels=measured.encoders.text_channels,
+        max_tokens=measured.encoders.max_tokens,
+        encoders=measured.encoders,
+        choice=measured.choice,
+        notes=tuple(notes),
+    )
+
+
+def measure(url: str, *, vae_preset: str = "sd") -> MeasuredCache:
+    """Returns what a cache holds, and the bytes that it takes.
+
+    Args:
+        url: Its folder or URL.
+        vae_preset: Whose rate bounds the shards of an extrapolation.
+
+    Raises:
+        InputError: if there is no cache, or it is empty.
+    """
+    cache = Cache.open(url)
+    rows = [row for row in cache.read_index().to_pylist() if row.get(layout.TEXT_STREAM)]
+    if not rows:
+        raise InputError(f"{url}: the cache has no sample with latent and texts: encode some first")
+    latent, text = cache.provenance[layout.LATENT_STREAM], cache.provenance[layout.TEXT_STREAM]
+    encoders = Encoders(
+        vae=str(latent["model"]) if "model" in latent else "the cache's",
+        geometry=VaeGeometry(
+            latent_channels=latent["latent_channels"],
+            spatial_stride=latent["spatial_stride"],
+            temporal_stride=latent["temporal_stride"],
+        ),
+        text_channels=text["text_channels"],
+        max_tokens=text.get("max_tokens", 120),
+        pixels_per_second=VAE_RATES[vae_preset].per_second,
+    )
+    by_bucket = defaultdict(list)
+    for row in rows:
+        by_bucket[Bucket(row["num_frames"], row["height"], row["width"])].append(row)
+    return MeasuredCache(
+        groups=tuple(_group(bucket, members) for bucket, members in sorted(by_bucket.items())),
+        encoders=encoders,
+        choice=_choice(rows, latent.get("posterior", "sample")),
+        bits=_bits(rows, url),
+        actual_bytes=_actual_bytes(cache, rows),
+    )
+
+
+def _group(bucket: Bucket, rows: Sequence[Row]) -> Group:
+    captions = [caption for row in rows for caption in row[layout.TEXT_STREAM]["captions"]]
+    columns = [
+        json.dumps(row["manifest"], ensure_ascii=False, separators=(",", ":")) for row in rows if row.get("manifest")
+    ]
+    return Group(
+        bucket=bucket,
+        num_samples=len(rows),
+        num_tokens=sum(caption["num_tokens"] for caption in captions) / len(captions),
+        num_captions=len(captions) / len(rows),
+        caption_characters=sum(len(caption["caption"].encode()) for caption in captions) / len(captions),
+        source_characters=round(sum(len(row["source"].encode()) for row in rows) / len(rows)),
+        manifest_bytes=round(sum(len(each.encode()) for each in columns) / len(rows)),
+        shard_samples=len(rows) / len({row[layout.LATENT_STREAM]["shard"] for row in rows}),
+    )
+
+
+def _choice(rows: Sequence[Row], posterior: Any) -> Choice:
+    latents = Counter(row[layout.LATENT_STREAM]["codec"] for row in rows)
+    texts = Counter(caption["codec"] for row in rows for caption in row[layout.TEXT_STREAM]["captions"])
+    containers = Counter(layout.container_of(row[layout.LATENT_STREAM]["shard"]) for row in rows)
+    return Choice(
+        latent_codec=Codec.parse(latents.most_common(1)[0][0]),
+        text_codec=Codec.parse(texts.most_common(1)[0][0]),
+        container=containers.most_common(1)[0][0],
+        posterior=posterior,
+    )
+
+
+def _bits(rows: Sequence[Row], url: str) -> BitsTable:
+    """Returns the bits a value that each codec took in the cache."""
+    num_bytes: Counter[tuple[Literal["latent", "text"], str]] = Counter()
+    num_values: Counter[tuple[Literal["latent", "text"], str]] = Counter()
+    for row in rows:
+        latent, text = row[layout.LATENT_STREAM], row[layout.TEXT_STREAM]
+        channels, frames, height, width = latent["shape"]
+        num_bytes["latent", latent["codec"]] += latent["bytes"]
+        num_values["latent", latent["codec"]] += channels * frames * height * width
+        for caption in text["captions"]:
+            num_bytes["text", caption["codec"]] += caption["bytes"]
+            num_values["text", caption["codec"]] += caption["num_tokens"] * text["channels"]
+    return BitsTable(found={key: Bits(per_value=8 * num_bytes[key] / num_values[key], source=url) for key in num_bytes})
+
+
+def _actual_bytes(cache: Cache, rows: Sequence[Row]) -> float:
+    """Returns the bytes of the shards that hold the samples, and of the index."""
+    shards = {row[layout.LATENT_STREAM]["shard"] for row in rows}
+    shards |= {caption["shard"] for row in rows for caption in row[layout.TEXT_STREAM]["captions"]}
+    return _sizes(cache, sorted(shards)) + _sizes(cache, sorted(cache.index_files().paths()))
+
+
+def _sizes(cache: Cache, paths: Sequence[str]) -> float:
+    asked = list(paths) if len(paths) <= _MAX_ASKED else random.Random(0).sample(list(paths), _MAX_ASKED)
+    return sum(cache.store.size(path) or 0 for path in asked) * len(paths) / max(len(asked), 1)
