@@ -143,11 +143,12 @@ class Encoders:
                     continue
                 try:
                     encoded = self._sample(sample, task, frames, texts[sample.sample])
-                    writer.add(*sample_row(encoded, self._codecs, task.generation))
+                    row, arrays = sample_row(encoded, self._codecs, task.generation)
                 except InputError as error:
                     refusals.append(refuse(sample, task.bucket, "not_storable", str(error)))
                     yield refusals[-1]
                     continue
+                writer.add(row, arrays)
                 yield None
             write_ledger(store, refusals)
             yield writer.commit()

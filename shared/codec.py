@@ -42,7 +42,7 @@ class Codec:
             if self.sqnr_db is None:
                 raise InputError(
                     "codec int8 does not say how fine its steps are: write the aimed signal to noise ratio "
-                    "in dB, e.g. int8@37 for latents, int8@30 for text"
+                    "in dB, e.g. int8@38 for latents, int8@30 for text"
                 )
             if not _MIN_SQNR_DB <= self.sqnr_db <= _MAX_SQNR_DB or self.sqnr_db != round(self.sqnr_db, 2):
                 raise InputError(

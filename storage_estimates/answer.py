@@ -14,9 +14,10 @@ from storage_estimates.prices import Prices
 
 FLOATS = (("float32", "bfloat16"), ("bfloat16", "bfloat16"))
 LOSSLESS = ("bfloat16+zstd", "bfloat16+zstd")
-COMPACT = ("int8@37+delta+zstd", "int8@30+zstd")
+COMPACT = ("int8@40+delta+zstd", "int8@30+zstd")
 COMPACT_STILLS = ("int8@37+zstd", "int8@30+zstd")
-"""Codecs of latents and of texts; of latents of one frame there are no differences to take."""
+"""Codecs of latents and of texts: the smallest whose decoded videos stay within 0.05 dB, see docs/codecs.md. Latents of
+one frame have no differences to take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,7 @@ class Answer:
     @property
     def recommendation(self) -> str:
         """In one sentence."""
-        return recommendation(self.costs, self.terms)
+        return recommendation(self.costs, self.terms, dict(self.step_shares))
 
 
 def encoders_of(preset: str, *, text_channels: int, max_tokens: int) -> Encoders:

@@ -1,6 +1,6 @@
 """Encoding once and storing, against encoding in every epoch: hours and money, for latents and texts apart. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,9 @@ from storage_estimates.prices import StorageClass
 
 READ_BYTES = 8_000_000
 """Bytes of one read: the loader fetches neighbouring samples of a shard together."""
+
+_NOTABLE_SHARE = 0.1
+"""Of a training step; what adds more is said even where it costs less than a cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +104,14 @@ def stream_costs(
     return costs
 
 
-def recommendation(costs: Sequence[StreamCost], terms: Terms) -> str:
-    """Returns in one sentence what to cache."""
+def recommendation(costs: Sequence[StreamCost], terms: Terms, step_shares: Mapping[str, float] | None = None) -> str:
+    """Returns in one sentence what to cache.
+
+    Args:
+        costs: Of each stream.
+        terms: Epochs, months and prices.
+        step_shares: What encoding while training adds to a training step, by stream.
+    """
     worth = [cost for cost in costs if cost.pays(terms.epochs)]
     rest = [cost for cost in costs if not cost.pays(terms.epochs)]
     span = f"{terms.epochs:g} epoch{'s' * (terms.epochs != 1)}"
@@ -122,6 +131,8 @@ def recommendation(costs: Sequence[StreamCost], terms: Terms) -> str:
             f"do not cache the {names}: {encode} while training cost{'s' * (len(rest) == 1)} {dollars(online)} over "
             f"{span}, a cache {dollars(cached)}"
         )
+        if (longer := sum((step_shares or {}).get(cost.stream, 0.0) for cost in rest)) > _NOTABLE_SHARE:
+            parts.append(f"it makes a training step {longer:.0%} longer, though")
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}."
 

@@ -10,7 +10,7 @@ from shared.media.manifest import Clip
 from shared.media.probe import Probe
 from shared.media.video import centre_window
 from shared.spec import Bucket
-from storage_estimates.answer import COMPACT, LOSSLESS
+from storage_estimates.answer import COMPACT, COMPACT_STILLS, LOSSLESS
 from storage_estimates.bits import Bits, BitsTable
 from storage_estimates.config import EstimateConfig
 from storage_estimates.estimate import Encoders
@@ -88,7 +88,7 @@ def calibrate(config: EstimateConfig, samples: Samples, probed: Sequence[tuple[C
 
 def _codecs(config: EstimateConfig) -> tuple[list[Codec], list[Codec]]:
     """Returns the codecs of latents and of texts that are in question."""
-    names = (LOSSLESS, COMPACT, ("int8@37+zstd", COMPACT[1]))
+    names = (LOSSLESS, COMPACT, COMPACT_STILLS)
     wished = config.wished_codecs()
     latents = [Codec.parse(latent) for latent, _ in names] + [codec for codec in wished[:1] if codec]
     texts = [Codec.parse(text) for _, text in names] + [codec for codec in wished[1:] if codec]

@@ -71,7 +71,7 @@ class EstimateConfig:
     text_channels: int = T5_XXL_CHANNELS
     """Width of a text embedding; 4096 is T5-XXL's."""
     latent_codec: Annotated[str | None, tyro.conf.arg(metavar="CODEC")] = None
-    """How latents are stored in the way that is costed. Without it: int8@37+delta+zstd, or the cache's."""
+    """How latents are stored in the way that is costed. Without it: int8@40+delta+zstd, or the cache's."""
     text_codec: Annotated[str | None, tyro.conf.arg(metavar="CODEC")] = None
     """How embeddings are stored in the way that is costed. Without it: int8@30+zstd, or the cache's."""
     container: Container = "tar"

@@ -17,6 +17,19 @@ CHARACTERS_PER_TOKEN = 4.5
 FIXED_OBJECTS = 2
 """dataset.json and the null caption."""
 
+_INDEX_FRAGMENT_BYTES = 11_000
+"""A Parquet fragment before its first row: schema, statistics of columns, record. This and what follows: measured."""
+_INDEX_MANIFEST_BYTES = 650
+"""More, where the manifest has other columns."""
+_INDEX_ROW_BYTES = 63
+"""Identity, source, version and places, compressed; hashes and checksums do not compress."""
+_INDEX_CHANNEL_BYTES = 10
+"""Mean and standard deviation of a latent's channel."""
+_INDEX_CAPTION_BYTES = 32
+"""Identity and place."""
+_INDEX_BYTES_PER_CHARACTER = 0.4
+"""Of a caption's text, compressed."""
+
 _OUTLINED_SAMPLES = 128
 """A Zarr shard of more samples than twice this grows in a straight line."""
 
@@ -149,7 +162,8 @@ def _group_size(group: Group, encoders: Encoders, choice: Choice, bits: BitsTabl
         shard = layout.tar_bytes(round(members * shard_samples))
     else:
         shard = _zarr_bytes(group, encoders, choice, shard_samples, (latent, text, description))
-    index = layout.INDEX_FRAGMENT_BYTES / shard_samples + index_row_bytes(group)
+    channels = stored_latent_shape(group.bucket, encoders, choice)[0]
+    index = index_bytes(group, channels, shard_samples) / shard_samples
     return CacheSize(
         choice=choice,
         num_samples=group.num_samples,
@@ -160,9 +174,14 @@ def _group_size(group: Group, encoders: Encoders, choice: Choice, bits: BitsTabl
     )
 
 
-def index_row_bytes(group: Group) -> float:
-    """Returns the bytes of a row of the index: places and identities, and what it keeps of the manifest's text."""
-    return layout.INDEX_ROW_BYTES
+def index_bytes(group: Group, channels: int, shard_samples: float) -> float:
+    """Returns the bytes of an index fragment of so many samples, whose latents have so many channels."""
+    caption = _INDEX_CAPTION_BYTES + _INDEX_BYTES_PER_CHARACTER * _caption_characters(group)
+    row = _INDEX_ROW_BYTES + _INDEX_CHANNEL_BYTES * channels + group.num_captions * caption
+    if not group.manifest_bytes:
+        return _INDEX_FRAGMENT_BYTES + row * shard_samples
+    manifest = _INDEX_BYTES_PER_CHARACTER * group.manifest_bytes
+    return _INDEX_FRAGMENT_BYTES + _INDEX_MANIFEST_BYTES + (row + manifest) * shard_samples
 
 
 def _shard_samples(bucket: Bucket, encoders: Encoders, choice: Choice) -> int:

@@ -130,7 +130,7 @@ def _sizes(answer: Answer) -> str:
     return (
         f"Bytes of a sample in a cache ({chosen.choice.container}), and of all; a month on {storage.label}\n"
         + table(header, rows, indent="")
-        + f"\n  Unless told otherwise preprocess writes {LOSSLESS[0]}, which loses nothing; int8@37 keeps 37 dB."
+        + f"\n  Unless told otherwise preprocess writes {LOSSLESS[0]}, which loses nothing; int8@40 keeps 40 dB."
         + f"\n  The way marked > is costed below: {chosen.num_objects:,} files or objects.\n"
     )
 

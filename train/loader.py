@@ -1,6 +1,7 @@
 """Worker processes that fill one rank's batches ahead of the trainer."""
 
 import os
+import pickle
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -160,11 +161,12 @@ class _Processes:
 def _processes(job: LoaderJob, steps: range, pool: BufferPool, num_workers: int) -> Iterator[_Source]:
     context = get_context("forkserver")  # clients of object stores, and CUDA, do not survive a fork
     context.set_forkserver_preload(["train.loader"])
+    told = dict(os.environ), pickle.dumps(job), steps
     links, processes = [], []
     try:
         for part in range(num_workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, job, steps, part, num_workers), daemon=True)
+            process = context.Process(target=_work, args=(theirs, *told, part, num_workers), daemon=True)
             process.start()
             theirs.close()
             links.append(ours)
@@ -180,12 +182,15 @@ def _processes(job: LoaderJob, steps: range, pool: BufferPool, num_workers: int)
                 process.join()
 
 
-def _work(link: connection.Connection, job: LoaderJob, steps: range, part: int, num_parts: int) -> None:
+def _work(
+    link: connection.Connection, environment: dict[str, str], job: bytes, steps: range, part: int, num_parts: int
+) -> None:
     """Fills what it is told to until the other end of the link is closed."""
+    os.environ.update(environment)  # the server that forks workers may be older than what a store needs of it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _outlive_sigterm()
     torch.set_num_threads(1)
-    filler = SlotFiller(job, steps, part=part, num_parts=num_parts)
+    filler = SlotFiller(pickle.loads(job), steps, part=part, num_parts=num_parts)
     buffers: list[BatchBuffer] = []
     try:
         while True:

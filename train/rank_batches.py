@@ -25,15 +25,13 @@ from train.draws import draw_captions, draw_samples, sample_keys
 from train.index_columns import Array, IndexColumns, IndexFolder, Payloads
 from train.local_copies import LocalCopies
 from train.plan import BatchPlan, rank_slots
-from train.run_reader import DamagedError, Run, RunReader, run_payloads
+from train.run_reader import DamagedError, Run, open_reader, run_payloads
 from train.sample_index import SampleIndex
 
 OnCorrupt = Literal["stop", "skip"]
 
 _CAPTION_MULTIPLE = 16
 _STEPS_AHEAD = 8
-_FOLDER_THREADS = 2
-_OBJECT_THREADS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,10 +153,11 @@ class SlotFiller:
         self._job, self._steps = job, steps
         self._columns = job.index.columns()
         self._plan, self._ahead = copy.deepcopy(job.plan), copy.deepcopy(job.plan)
-        self._reader = RunReader(job.store, job.shards, job.codecs, job.copies)
+        self._reader = open_reader(job.store, job.shards, job.copies)
+        self._codecs = [Codec.parse(codec) for codec in job.codecs]
         self._dtypes = batch_dtypes(self._columns, job.codecs)
         self._places = {bucket: _share(job.batch_size(bucket), part, num_parts) for bucket in job.plan.buckets}
-        self._threads = ThreadPoolExecutor(_FOLDER_THREADS if self._reader.is_folder else _OBJECT_THREADS)
+        self._threads = ThreadPoolExecutor(self._reader.num_threads)
         self._planned = steps.start
         self._asked: dict[tuple[Bucket, int], tuple[int, int]] = {}
         self._fetching: dict[tuple[Bucket, int, int, int], Future[_Fetched]] = {}
@@ -199,7 +198,7 @@ class SlotFiller:
             row, caption, epoch = int(rows[slot]), int(captions[slot]), int(epochs[slot])
             fetched = self._fetched(bucket, slot, epoch, run)
             try:
-                self._decode(fetched, row, caption, tensors, place, report)
+                self._load(fetched, row, caption, tensors, place, report)
             except DamagedError as error:
                 if job.on_corrupt == "stop":
                     raise
@@ -227,7 +226,7 @@ class SlotFiller:
 
     def _fetch(self, bucket: Bucket, visit: Visit) -> _Fetched:
         columns = self._columns
-        if self._reader.keeps_copies:  # what is kept must not depend on what is chosen in this epoch
+        if self._reader.reads_whole_runs:  # what is kept must not depend on what is chosen in this epoch
             run_rows = self._job.plan.walk(bucket).run_rows(visit.run)
             rows = np.arange(run_rows.start, run_rows.stop)
             captions = np.arange(columns.caption_start[rows[0]], columns.caption_start[rows[-1] + 1])
@@ -249,38 +248,42 @@ class SlotFiller:
         if current is not None and current[0] == (epoch, run):
             return current[1]
         fetched = self._fetching.pop((bucket, slot, epoch, run)).result()
-        if current is not None:
-            self._reader.done_with(current[1].run)
         self._current[bucket, slot] = ((epoch, run), fetched)
         return fetched
 
-    def _decode(
+    def _load(
         self, fetched: _Fetched, row: int, caption: int, tensors: BatchTensors, place: int, report: Report
     ) -> None:
         columns = self._columns
-        data = self._reader.checked(fetched.run, fetched.latents[row], columns.latent, row)
-        self._decode_into(data, columns.latent, row, tensors.latents[place])
-        data = self._reader.checked(fetched.run, fetched.captions[caption], columns.caption, caption)
+        self._read(fetched.run, fetched.latents[row], columns.latent, row, tensors.latents[place])
         length = int(columns.num_tokens[caption])
+        number = fetched.captions[caption]
         if length > report.caption_length:
             whole = torch.empty(length, tensors.captions.shape[2], dtype=tensors.captions.dtype)
-            self._decode_into(data, columns.caption, caption, whole)
+            self._read(fetched.run, number, columns.caption, caption, whole)
             report.too_long[place] = whole.view(torch.uint8).numpy()
             return
-        self._decode_into(data, columns.caption, caption, tensors.captions[place, :length])
+        self._read(fetched.run, number, columns.caption, caption, tensors.captions[place, :length])
         tensors.captions[place, length:] = 0
         tensors.mask[place, :length] = 1
         tensors.mask[place, length:] = 0
 
-    def _decode_into(self, data: Array, payloads: Payloads, row: int, out: Tensor) -> None:
-        codec = self._reader.codecs[payloads.codec[row]]
+    def _read(self, run: Run, number: int, payloads: Payloads, row: int, out: Tensor) -> None:
+        """Reads, checks and decodes one payload into ``out``."""
+        codec = self._codecs[payloads.codec[row]]
+        same_type = decoded_dtype(codec) == out.dtype
+        if same_type and not codec.zstd and codec.values != "int8" and payloads.num_bytes[row] == out.nbytes:
+            self._reader.checked(run, number, payloads, row, out.view(torch.uint8).numpy().reshape(-1))
+            return
+        data = self._reader.checked(run, number, payloads, row)
         try:
-            if decoded_dtype(codec) == out.dtype:
+            if same_type:
                 decode_into(memoryview(data), codec, out)
             else:
                 out.copy_(decode(memoryview(data), codec, tuple(out.shape)))
         except InputError as error:
-            raise DamagedError(f"{self._reader.where(payloads, row)}: {error}: run preprocess.verify") from None
+            where = f"{self._job.shards[payloads.shard[row]]}, offset {payloads.offset[row]}"
+            raise DamagedError(f"{where}: {error}: run preprocess.verify") from None
 
     def _replace(
         self,
@@ -307,13 +310,11 @@ class SlotFiller:
             run = self._reader.fetch(run_payloads(columns, rows, np.array([caption])))
             try:
                 fetched = _Fetched(run=run, latents={row: 0}, captions={caption: 1})
-                self._decode(fetched, row, caption, tensors, place, report)
+                self._load(fetched, row, caption, tensors, place, report)
             except DamagedError:
                 continue
             else:
                 return
-            finally:
-                self._reader.done_with(run)
         raise InputError(f"bucket {bucket}: none of its samples can be read: {error}")
 
     def _rows_after(self, bucket: Bucket, damaged: int, error: DamagedError) -> Iterator[int]:

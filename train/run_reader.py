@@ -1,17 +1,20 @@
 """Fetching runs: what some samples need of the shards, in as few reads as there are stretches of it.
 
-Payloads that lie close together are fetched by one read. From a folder a read goes straight into a buffer that is used
-again and again, since fresh memory costs more than the copy out of the page cache. From an object store a read is a
-request; ``LocalCopies`` may keep what it returned.
+Payloads that lie close together are fetched by one read. From an object store that is a request; ``LocalCopies`` may
+keep what it returned. From a folder it is a word to the kernel, which reads the stretch ahead; the payloads are then
+copied out of the page cache, one by one, to where they are needed: every further copy of this much data would cost as
+much as decoding it.
 """
 
+import threading
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import google_crc32c
 import numpy as np
 
-from shared.codec import Codec
 from shared.errors import InputError
 from shared.stores.store import Store
 from train.index_columns import Array, IndexColumns, Payloads
@@ -47,20 +50,12 @@ class Run:
     """Fetched payloads, by their numbers in the order in which they were asked for."""
 
     stretches: list[Stretch]
-    fetched: list[Array | None]
-    """Each stretch's bytes, fewer where the shard ends; None where there is no such shard."""
     place: Array
     """Of each payload: its stretch."""
     offset: Array
     """Of each payload: where it begins in its stretch."""
-    buffer: Array | None
-    """Memory that is used again when the run is done with."""
-
-    def payload(self, number: int, num_bytes: int) -> Array | None:
-        """Returns the bytes of a payload, fewer where the shard ends; None if there is no such shard."""
-        fetched = self.fetched[self.place[number]]
-        offset = int(self.offset[number])
-        return None if fetched is None else fetched[offset : offset + num_bytes]
+    fetched: list[Array | None]
+    """Each stretch's bytes, fewer where the shard ends; None where there is no such shard. Empty for a folder."""
 
 
 def merge_payloads(payloads: Payloads, gap_bytes: int) -> tuple[list[Stretch], Array, Array]:
@@ -86,77 +81,116 @@ def merge_payloads(payloads: Payloads, gap_bytes: int) -> tuple[list[Stretch], A
     return stretches, place, offset
 
 
-class RunReader:
-    """Reads runs and checks payloads. For several threads of one process.
+class RunReader(Protocol):
+    """Reads runs and checks payloads. For several threads of one process."""
 
-    Args:
-        store: The cache's.
-        shards: Their names, by number.
-        codecs: Their names, by number.
-        copies: Keeps what is read from an object store; None keeps nothing.
-    """
-
-    def __init__(self, store: Store, shards: list[str], codecs: list[str], copies: LocalCopies | None) -> None:
-        self._store, self._shards, self._copies = store, shards, copies
-        self.codecs = [Codec.parse(codec) for codec in codecs]
-        self.is_folder = store.local_path("x") is not None
-        self._files = ShardFiles()
-
-    @property
-    def keeps_copies(self) -> bool:
-        """Whether what is read is kept, so that reading all of a run pays."""
-        return self._copies is not None
+    reads_whole_runs: bool
+    """Whether runs should be fetched with all that they hold, since what is read is kept."""
+    num_threads: int
+    """That fetch at once."""
 
     def fetch(self, payloads: Payloads) -> Run:
-        """Returns payloads, unchecked."""
-        stretches, place, offset = merge_payloads(payloads, FOLDER_GAP_BYTES if self.is_folder else OBJECT_GAP_BYTES)
-        buffer = self._files.buffer(sum(stretch.num_bytes for stretch in stretches)) if self.is_folder else None
-        fetched = self._read_objects(stretches) if buffer is None else self._read_folder(stretches, buffer)
-        return Run(stretches=stretches, fetched=fetched, place=place, offset=offset, buffer=buffer)
+        """Returns payloads, unchecked, or has them read ahead."""
+        ...
 
-    def done_with(self, run: Run) -> None:
-        """Takes a run's memory back; it must not be used any more."""
-        if run.buffer is not None:
-            self._files.give_back(run.buffer)
+    def checked(self, run: Run, number: int, payloads: Payloads, row: int, into: Array | None = None) -> Array:
+        """Returns a payload, valid until the next call in this thread.
 
-    def checked(self, run: Run, number: int, payloads: Payloads, row: int) -> Array:
-        """Returns the payload ``number`` of a run, which lies where ``payloads`` says in ``row``.
+        Args:
+            run: Fetched.
+            number: The payload's, in the run.
+            payloads: Where it lies,
+            row: in this row.
+            into: Where it is put; None: anywhere.
 
         Raises:
             DamagedError: naming shard and offset.
         """
+        ...
+
+
+def open_reader(store: Store, shards: list[str], copies: LocalCopies | None) -> RunReader:
+    """Returns the reader of a store.
+
+    Args:
+        store: The cache's.
+        shards: Their names, by number.
+        copies: Keeps what is read from an object store; None keeps nothing.
+    """
+    root = store.local_path("shards")
+    return ObjectReader(store, shards, copies) if root is None else FolderReader(root.parent, shards)
+
+
+class FolderReader:
+    """Reads from a folder."""
+
+    reads_whole_runs = False
+    num_threads = 1
+
+    def __init__(self, root: Path, shards: list[str]) -> None:
+        self._paths = [root / shard for shard in shards]
+        self._files = ShardFiles()
+        self._scratch = threading.local()
+
+    def fetch(self, payloads: Payloads) -> Run:
+        stretches, place, offset = merge_payloads(payloads, FOLDER_GAP_BYTES)
+        for stretch in stretches:
+            self._files.read_ahead(self._paths[stretch.shard], stretch.offset, stretch.num_bytes)
+        return Run(stretches=stretches, place=place, offset=offset, fetched=[])
+
+    def checked(self, run: Run, number: int, payloads: Payloads, row: int, into: Array | None = None) -> Array:
+        length, shard, offset = int(payloads.num_bytes[row]), int(payloads.shard[row]), int(payloads.offset[row])
+        if into is None:
+            into = self._memory(length)
+        data = self._files.read(self._paths[shard], offset, into)
+        problem = _problem(data, length, int(payloads.crc32c[row]))
+        if problem is not None:
+            raise _damaged(f"{self._paths[shard]}, offset {offset}", problem, missing=shard if data is None else None)
+        assert data is not None
+        return data
+
+    def _memory(self, num_bytes: int) -> Array:
+        """Returns memory of this thread that is used again and again: fresh memory costs more than filling it."""
+        scratch: Array | None = getattr(self._scratch, "array", None)
+        if scratch is None or len(scratch) < num_bytes:
+            self._scratch.array = scratch = np.empty(2 * num_bytes, np.uint8)
+        return scratch[:num_bytes]
+
+
+class ObjectReader:
+    """Reads from an object store."""
+
+    num_threads = 32
+
+    def __init__(self, store: Store, shards: list[str], copies: LocalCopies | None) -> None:
+        self._store, self._shards, self._copies = store, shards, copies
+        self.reads_whole_runs = copies is not None
+
+    def fetch(self, payloads: Payloads) -> Run:
+        stretches, place, offset = merge_payloads(payloads, OBJECT_GAP_BYTES)
+        return Run(stretches=stretches, place=place, offset=offset, fetched=self._read(stretches))
+
+    def checked(self, run: Run, number: int, payloads: Payloads, row: int, into: Array | None = None) -> Array:
         length, crc32c = int(payloads.num_bytes[row]), int(payloads.crc32c[row])
-        data = run.payload(number, length)
-        problem = _problem(data, length, crc32c)
         shard, offset = int(payloads.shard[row]), int(payloads.offset[row])
+        whole, start = run.fetched[run.place[number]], int(run.offset[number])
+        data = None if whole is None else whole[start : start + length]
+        problem = _problem(data, length, crc32c)
         if problem is not None and self._copies is not None:  # the copy may be what is damaged
             stretch = run.stretches[run.place[number]]
             self._copies.drop(self._shards[shard], stretch.offset, stretch.num_bytes)
             data = self._request([Stretch(shard=shard, offset=offset, num_bytes=length)])[0]
             problem = _problem(data, length, crc32c)
         if problem is not None:
-            raise DamagedError(
-                f"{self.where(payloads, row)}: {problem}: run preprocess.verify",
-                missing_shard=shard if data is None else None,
-            )
+            where = f"{self._store.url}/{self._shards[shard]}, offset {offset}"
+            raise _damaged(where, problem, missing=shard if data is None else None)
         assert data is not None
-        return data
+        if into is None:
+            return data
+        into[:] = data
+        return into
 
-    def where(self, payloads: Payloads, row: int) -> str:
-        """Returns the shard and the offset of a payload, for messages."""
-        return f"{self._store.url}/{self._shards[int(payloads.shard[row])]}, offset {int(payloads.offset[row])}"
-
-    def _read_folder(self, stretches: list[Stretch], buffer: Array) -> list[Array | None]:
-        fetched: list[Array | None] = []
-        filled = 0
-        for stretch in stretches:
-            path = self._store.local_path(self._shards[stretch.shard])
-            assert path is not None
-            fetched.append(self._files.read(path, stretch.offset, buffer[filled : filled + stretch.num_bytes]))
-            filled += stretch.num_bytes
-        return fetched
-
-    def _read_objects(self, stretches: list[Stretch]) -> list[Array | None]:
+    def _read(self, stretches: list[Stretch]) -> list[Array | None]:
         if self._copies is None:
             return self._request(stretches)
         kept = [self._copies.read(self._shards[s.shard], s.offset, s.num_bytes) for s in stretches]
@@ -205,3 +239,7 @@ def _problem(data: Array | None, length: int, crc32c: int) -> str | None:
     if crc32c >= 0 and (found := google_crc32c.value(data)) != crc32c:
         return f"found CRC32C {found:08x}, expected {crc32c:08x}: the shard is corrupt"
     return None
+
+
+def _damaged(where: str, problem: str, *, missing: int | None) -> DamagedError:
+    return DamagedError(f"{where}: {problem}: run preprocess.verify", missing_shard=missing)

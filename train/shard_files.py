@@ -1,18 +1,15 @@
-"""Shards as files: kept open, read into memory that is used again."""
+"""Shards as files that are kept open."""
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
-import numpy as np
-
 from shared.errors import InputError
 from train.index_columns import Array
 
 _MAX_OPEN = 64
-_MAX_FREE_BUFFERS = 256
-_MIB = 1 << 20
 
 
 class ShardFiles:
@@ -21,22 +18,11 @@ class ShardFiles:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, _Descriptor] = OrderedDict()
-        self._free: list[Array] = []
 
-    def buffer(self, num_bytes: int) -> Array:
-        """Returns memory (uint8) for at least ``num_bytes``; fresh memory costs more than filling it."""
-        with self._lock:
-            fitting = [number for number, free in enumerate(self._free) if len(free) >= num_bytes]
-            if fitting:
-                return self._free.pop(min(fitting, key=lambda number: len(self._free[number])))
-        return np.empty(-(-num_bytes // _MIB) * _MIB, np.uint8)
-
-    def give_back(self, buffer: Array) -> None:
-        """Takes memory back that :meth:`buffer` gave."""
-        with self._lock:
-            self._free.append(buffer)
-            if len(self._free) > _MAX_FREE_BUFFERS:
-                del self._free[0]
+    def read_ahead(self, path: Path, offset: int, num_bytes: int) -> None:
+        """Has the kernel read a stretch of a file into its cache; a file that cannot be read is left for later."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._descriptor(path).number, offset, num_bytes, os.POSIX_FADV_WILLNEED)
 
     def read(self, path: Path, offset: int, into: Array) -> Array | None:
         """Fills ``into`` from a file and returns it, cut where the file ends; None if there is no file.

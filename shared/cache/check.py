@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from shared.cache import layout
-from shared.cache.check_index import IndexReport, check_index, expected_of_fragment, expected_of_snapshot
+from shared.cache.check_index import (
+    IndexReport,
+    check_index,
+    expected_of_fragment,
+    expected_of_part,
+    expected_of_references,
+)
 from shared.cache.check_shard import check_shard
 from shared.cache.dataset import Cache
 from shared.cache.expectation import ExpectedShard
@@ -86,9 +92,10 @@ def check_files(
     present = report.live_shards - set(missing)
     chosen = part.choose(sorted(present))
     for shard in sorted(present - chosen):
-        wanted = report.shard_bytes.get(shard)
-        if wanted is not None and sizes[shard] != wanted:
-            yield Finding(path=shard, what=f"{sizes[shard]} bytes: expected {wanted}", remedy="encode again")
+        record = report.records.get(shard)
+        if record is not None and sizes[shard] != record.num_bytes:
+            what = f"{sizes[shard]} bytes: expected {record.num_bytes}"
+            yield Finding(path=shard, what=what, remedy="encode again")
     yield from _check_shards(store, report, chosen, num_workers, totals)
     yield from _unseen(store, report, sizes)
 
@@ -130,20 +137,13 @@ def _expectations(store: Store, report: IndexReport, chosen: set[str]) -> Iterat
         if expected.shard in chosen and expected.shard not in seen:
             seen.add(expected.shard)
             yield expected
-    if report.snapshot is not None:
-        for expected in expected_of_snapshot(store, report.snapshot, report):
+    for path in report.parts:
+        for expected in expected_of_part(store, path, report):
             if expected.shard in chosen:
                 seen.add(expected.shard)
                 yield expected
     for shard in sorted(chosen - seen):
-        yield ExpectedShard(
-            shard=shard,
-            index_path=report.known_shards[shard],
-            keys=(),
-            members=(),
-            is_whole=False,
-            referred=report.referred.get(shard, frozenset()),
-        )
+        yield expected_of_references(report, shard)
 
 
 def _null_captions(cache: Cache) -> Iterator[Finding]:

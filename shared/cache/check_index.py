@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
 import pyarrow as pa
@@ -13,17 +13,19 @@ from shared.cache import layout
 from shared.cache.dataset import Provenance
 from shared.cache.expectation import ExpectedShard, Payload, home_of, key_of, members_in, payload_of, row_streams
 from shared.cache.finding import Finding, note
-from shared.cache.fragments import Record, find_files, read_fragment, read_record, read_rows
+from shared.cache.fragments import IndexFiles, Record, find_files, find_snapshots, read_fragment, read_record, read_rows
 from shared.cache.resolve import resolve
 from shared.cache.row_faults import row_faults
 from shared.cache.rows import Row, places
 from shared.cache.schema import REMOVED, SHARED
+from shared.cache.snapshot import ShardRecord, read_shards
 from shared.errors import InputError
 from shared.spec import Bucket
 from shared.stores.store import Store
 
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
 _READERS = 16
+_MOST_NAMED = 5
 _ROWS_AT_ONCE = 4096
 
 
@@ -33,17 +35,18 @@ class IndexReport:
 
     findings: tuple[Finding, ...]
     fragments: tuple[str, ...]
-    """Paths of the readable fragments that have a shard and are not covered by the snapshot."""
-    snapshot: str | None
+    """Paths of the readable fragments that have a shard and that no snapshot covers."""
+    parts: tuple[str, ...]
+    """Paths of the readable files with the newest snapshot's rows."""
     num_samples: int
     """That count."""
     live_shards: frozenset[str]
     """Shards that rows that count, or texts that samples share, name."""
-    known_shards: dict[str, str] = field(default_factory=dict)
+    known_shards: dict[str, str]
     """Every shard that some row names, live or not, and a file of the index that does."""
-    shard_bytes: dict[str, int] = field(default_factory=dict)
-    """The recorded sizes."""
-    referred: dict[str, frozenset[Payload]] = field(default_factory=dict)
+    records: dict[str, ShardRecord]
+    """What fragments and snapshot recorded of shards."""
+    referred: dict[str, frozenset[Payload]]
     """By shard, the texts in it that rows of other shards name."""
 
 
@@ -52,10 +55,9 @@ class _Part:
     """What one file of the index says."""
 
     path: str
-    findings: tuple[Finding, ...]
-    is_readable: bool
-    shard: str | None = None
-    shard_bytes: int = 0
+    findings: tuple[Finding, ...] = ()
+    is_readable: bool = True
+    record: ShardRecord | None = None
     is_shared: bool = False
     named: frozenset[str] = frozenset()
     streams: frozenset[str] = frozenset()
@@ -71,10 +73,9 @@ def check_index(store: Store, provenance: Provenance) -> IndexReport:
         provenance: Of its streams; empty if it is not known.
     """
     findings: list[Finding] = []
-    snapshot, fragments = _files(store, findings)
-    paths = [*([snapshot] if snapshot else []), *fragments]
+    files, records = _files(store, findings)
     with ThreadPoolExecutor(_READERS) as pool:
-        parts = list(pool.map(lambda path: _check_part(store, path, provenance, path == snapshot), paths))
+        parts = list(pool.map(lambda path: _check_part(store, path, provenance), files.paths()))
     findings.extend(finding for part in parts for finding in part.findings)
     readable = [part for part in parts if part.is_readable]
     known: dict[str, str] = {}
@@ -84,101 +85,98 @@ def check_index(store: Store, provenance: Provenance) -> IndexReport:
         for shard, payload in part.referred:
             referred.setdefault(shard, set()).add(payload)
     for part in readable:
-        if part.shard is not None:
-            known[part.shard] = part.path
-    streams = frozenset[str]().union(*(part.streams for part in readable))
-    live, num_samples = _live_shards(store, [part.path for part in readable], streams)
-    live.update(part.shard for part in readable if part.is_shared and part.shard)
-    findings.extend(_twice(readable))
+        if part.record is not None:
+            known[part.record.shard] = part.path
+            records[part.record.shard] = part.record
+    live, num_samples = _live_shards(store, readable)
+    findings.extend(_twice([part for part in readable if part.path in files.fragments]))
     return IndexReport(
         findings=tuple(findings),
-        fragments=tuple(part.path for part in readable if part.shard is not None),
-        snapshot=snapshot if any(part.path == snapshot for part in readable) else None,
+        fragments=tuple(part.path for part in readable if part.record is not None),
+        parts=tuple(part.path for part in readable if part.path in files.parts),
         num_samples=num_samples,
         live_shards=frozenset(live),
         known_shards=known,
-        shard_bytes={part.shard: part.shard_bytes for part in readable if part.shard is not None},
+        records=records,
         referred={shard: frozenset(payloads) for shard, payloads in referred.items()},
     )
 
 
-def _files(store: Store, findings: list[Finding]) -> tuple[str | None, list[str]]:
-    """Returns the snapshot and the fragments that readers read, whatever state they are in."""
+def _files(store: Store, findings: list[Finding]) -> tuple[IndexFiles, dict[str, ShardRecord]]:
+    """Returns the files that readers read, whatever state they are in, and what the snapshot records of shards."""
     try:
         files = find_files(store)
-    except InputError as error:
-        snapshots = [entry.path for entry in store.list(layout.SNAPSHOT_FOLDER) if entry.path.endswith(".parquet")]
-        findings.append(Finding(path=max(snapshots), what=_unreadable(store, error), remedy="set aside"))
-        return None, [entry.path for entry in store.list(layout.INDEX_FOLDER) if entry.path.endswith(".parquet")]
-    return files.snapshot, list(files.fragments)
+        if files.snapshot is None:
+            return files, {}
+        return files, {record.shard: record for record in read_shards(store, files.snapshot)}
+    except (InputError, KeyError, ValueError) as error:
+        path = find_snapshots(store)[-1]
+        what = f"{_unreadable(error)}; without it, earlier snapshots and fragments count as far as they are there"
+        findings.append(Finding(path=path, what=what, remedy="set aside"))
+        fragments = [entry.path for entry in store.list(layout.INDEX_FOLDER) if entry.path.endswith(".parquet")]
+        return IndexFiles(snapshot=None, fragments=tuple(fragments)), {}
 
 
-def _unreadable(store: Store, error: Exception) -> str:
+def _unreadable(error: Exception) -> str:
     text = " ".join(str(error).split()).removesuffix(": run preprocess.verify")
-    return text.split(".parquet: ", 1)[-1].removeprefix(f"{store.url}/")
+    return text.split(".parquet: ", 1)[-1]
 
 
-def _check_part(store: Store, path: str, provenance: Provenance, is_snapshot: bool) -> _Part:
+def _check_part(store: Store, path: str, provenance: Provenance) -> _Part:
     try:
-        table, record = read_fragment(store, path), read_record(store, path)
+        return _examine(path, read_fragment(store, path), read_record(store, path), provenance)
+    except FileNotFoundError:
+        what = "the file is missing: the newest snapshot names it"
     except InputError as error:
-        what = f"not readable as a fragment: {_unreadable(store, error)}"
-        return _Part(path=path, findings=(Finding(path=path, what=what, remedy="set aside"),), is_readable=False)
-    try:
-        return _examine(path, table, record, provenance, is_snapshot)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"not readable as a fragment: {_unreadable(error)}"
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         what = f"its rows are not as the format says ({type(error).__name__}: {error})"
-        return _Part(path=path, findings=(Finding(path=path, what=what, remedy="set aside"),), is_readable=False)
+    return _Part(path=path, findings=(Finding(path=path, what=what, remedy="set aside"),), is_readable=False)
 
 
-def _examine(path: str, table: pa.Table, record: Record, provenance: Provenance, is_snapshot: bool) -> _Part:
+def _examine(path: str, table: pa.Table, record: Record, provenance: Provenance) -> _Part:
+    """Looks at every row of a file.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError, AttributeError: if a row lacks something.
+    """
     faults: dict[str, None] = {}
-    shard = None if is_snapshot else record.get("shard")
+    shard = ShardRecord.of_fragment(record)
     named: set[str] = set()
     referred: dict[tuple[str, Payload], None] = {}
     samples: list[str] = []
-    if REMOVED.name in table.column_names and shard is None and len(table.column_names) == 2:
-        return _Part(path=path, findings=(), is_readable=True)
-    stream = shared_stream(record)
     for row in _rows(table):
         if not _IDENTITY.fullmatch(key_of(row)):
             raise ValueError(f"{key_of(row)!r} is no identity: expected 32 hex digits")
-        home = home_of(row, stream) if is_snapshot else shard
-        faults.update((what, None) for what in row_faults(row, provenance, stream))
-        for name in row_streams(row, stream):
+        home = home_of(row) if shard is None else shard.shard
+        faults.update((what, None) for what in row_faults(row, provenance))
+        for name in row_streams(row):
             for place in places(row, name):
                 named.add(place["shard"])
                 if place["shard"] != home:
+                    referred[place["shard"], payload_of(row, name, place)] = None
                     if not layout.is_text(name):
                         faults[f"rows name {place['shard']}: expected only {home}"] = None
-                    referred[place["shard"], payload_of(row, name, place)] = None
         if row.get(layout.LATENT_STREAM) is not None:
             samples.append(row["sample"])
-            folder = Bucket(row["num_frames"], row["height"], row["width"])
-            if home is not None and not home.startswith(f"{layout.SHARD_FOLDER}/{folder}/"):
-                faults[f"sample {row['sample']} has bucket {folder}: its shard is {home}"] = None
+            bucket = Bucket(row["num_frames"], row["height"], row["width"])
+            if home is not None and not home.startswith(f"{layout.SHARD_FOLDER}/{bucket}/"):
+                faults[f"sample {row['sample']} has bucket {bucket}: its shard is {home}"] = None
     if shard is not None:
         name = path.rpartition("/")[2].removesuffix(".parquet")
-        if not shard.rpartition("/")[2].startswith(f"{name}-") or len(record["shard_sha256"]) != 64:
-            faults[f"it names the shard {shard}: expected one of its own name {name}"] = None
+        if shard.id != name or len(shard.sha256) != 64 or shard.num_bytes < 0:
+            faults[f"it names the shard {shard.shard}: expected one of its own name {name}"] = None
+    is_shared = SHARED in table.column_names
     return _Part(
         path=path,
-        findings=tuple(Finding(path=path, what=what, remedy="set aside") for what in list(faults)[:5]),
-        is_readable=True,
-        shard=shard,
-        shard_bytes=int(record["shard_bytes"]) if shard is not None else 0,
-        is_shared=SHARED in table.column_names,
+        findings=tuple(Finding(path=path, what=what, remedy="set aside") for what in list(faults)[:_MOST_NAMED]),
+        record=shard,
+        is_shared=is_shared,
         named=frozenset(named),
-        streams=frozenset(name for name in table.column_names if layout.is_text(name)),
+        streams=frozenset() if is_shared else frozenset(name for name in table.column_names if layout.is_text(name)),
         samples=tuple(samples),
         referred=tuple(referred),
     )
-
-
-def shared_stream(record: Record) -> str:
-    """Returns the stream of the texts that a fragment's shard shares, by the shard's folder."""
-    parts = str(record.get("shard", "")).split("/")
-    return parts[1] if len(parts) == 3 else layout.TEXT_STREAM
 
 
 def _rows(table: pa.Table) -> Iterator[Row]:
@@ -186,11 +184,11 @@ def _rows(table: pa.Table) -> Iterator[Row]:
         yield from table.slice(start, _ROWS_AT_ONCE).to_pylist()
 
 
-def _live_shards(store: Store, paths: Sequence[str], streams: frozenset[str]) -> tuple[set[str], int]:
+def _live_shards(store: Store, parts: Sequence[_Part]) -> tuple[set[str], int]:
     columns = ["sample", REMOVED.name, "latent.generation", "latent.shard"]
-    for stream in sorted(streams):
+    for stream in sorted(frozenset[str]().union(*(part.streams for part in parts))):
         columns += [f"{stream}.generation", f"{stream}.captions.list.element.shard"]
-    table = resolve(read_rows(store, paths, columns))
+    table = resolve(read_rows(store, [part.path for part in parts], columns))
     live: set[str] = set()
     for name in table.column_names:
         column = table[name]
@@ -199,6 +197,9 @@ def _live_shards(store: Store, paths: Sequence[str], streams: frozenset[str]) ->
             live.update(pc.unique(pc.struct_field(captions, "shard")).to_pylist())
         elif name == layout.LATENT_STREAM:
             live.update(pc.unique(pc.struct_field(column, "shard")).to_pylist())
+    for part in parts:
+        if part.is_shared:
+            live.update(part.named)
     return live - {None}, table.num_rows
 
 
@@ -207,40 +208,39 @@ def _twice(parts: Sequence[_Part]) -> Iterator[Finding]:
     for part in parts:
         again = [sample for sample in part.samples if seen.setdefault(sample, part.path) != part.path]
         if again:
-            first = seen[again[0]]
-            yield note(
-                part.path, f"{len(again)} of its samples are also in other fragments, e.g. {again[0]} in {first}"
-            )
+            what = f"{len(again)} of its samples are also in other fragments, e.g. {again[0]} in {seen[again[0]]}"
+            yield note(part.path, what)
 
 
 def expected_of_fragment(store: Store, path: str, report: IndexReport) -> ExpectedShard:
     """Returns what a fragment that has a shard says of it."""
-    rows, record = read_fragment(store, path).to_pylist(), read_record(store, path)
-    shard, stream = record["shard"], shared_stream(record)
+    rows, record = read_fragment(store, path).to_pylist(), ShardRecord.of_fragment(read_record(store, path))
+    assert record is not None, path
+    return _expected(report, record.shard, path, rows, is_whole=True)
+
+
+def expected_of_part(store: Store, path: str, report: IndexReport) -> Iterator[ExpectedShard]:
+    """Yields what a part of a snapshot says of each shard, those that have a fragment of their own left out."""
+    fragments = set(report.fragments)
+    for shard, rows in groupby(_rows(read_fragment(store, path)), key=home_of):
+        if shard is not None and report.known_shards[shard] not in fragments:
+            yield _expected(report, shard, path, list(rows), is_whole=False)
+
+
+def expected_of_references(report: IndexReport, shard: str) -> ExpectedShard:
+    """Returns what is known of a shard that only rows of other shards name."""
+    return _expected(report, shard, report.known_shards[shard], [], is_whole=False)
+
+
+def _expected(report: IndexReport, shard: str, path: str, rows: Sequence[Row], *, is_whole: bool) -> ExpectedShard:
+    record = report.records.get(shard)
     return ExpectedShard(
         shard=shard,
         index_path=path,
         keys=tuple(key_of(row) for row in rows),
-        members=members_in(rows, shard, stream),
-        is_whole=True,
-        num_bytes=int(record["shard_bytes"]),
-        sha256=record["shard_sha256"],
+        members=members_in(rows, shard),
+        is_whole=is_whole,
+        num_bytes=None if record is None else record.num_bytes,
+        sha256=None if record is None else record.sha256,
         referred=report.referred.get(shard, frozenset()),
     )
-
-
-def expected_of_snapshot(store: Store, path: str, report: IndexReport) -> Iterator[ExpectedShard]:
-    """Yields what a snapshot says of each shard, those of fragments that it does not cover left out."""
-    table = read_fragment(store, path)
-    for shard, rows in groupby(_rows(table), key=lambda row: home_of(row, layout.TEXT_STREAM)):
-        if shard is None or shard in report.shard_bytes:
-            continue
-        kept = list(rows)
-        yield ExpectedShard(
-            shard=shard,
-            index_path=path,
-            keys=tuple(key_of(row) for row in kept),
-            members=members_in(kept, shard, layout.TEXT_STREAM),
-            is_whole=False,
-            referred=report.referred.get(shard, frozenset()),
-        )

@@ -33,7 +33,6 @@ def zarr_faults(expected: ExpectedShard, data: bytes) -> Iterator[str]:
     end = max((offset + num_bytes for offset, num_bytes in entries.values()), default=0)
     if data[end : end + 4] != b"PK\1\2":
         yield f"the zip's directory does not follow its last entry, which ends at {end}"
-    yield from _checksum_faults(expected, data)
     try:
         documents = _documents(entries, data)
         outline, wanted = _outline(expected)
@@ -50,6 +49,7 @@ def zarr_faults(expected: ExpectedShard, data: bytes) -> Iterator[str]:
         yield from _array_faults(documents)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"its metadata is not readable as Zarr ({type(error).__name__}: {error})"
+    yield from _checksum_faults(expected, data)
 
 
 def _checksum_faults(expected: ExpectedShard, data: bytes) -> Iterator[str]:

@@ -25,7 +25,7 @@ from shared.media.quality import psnr
 
 LATENT_CODECS = (
     "bfloat16+zstd bfloat16+delta+zstd float16+zstd int8@37+zstd "
-    "int8@40+delta+zstd int8@37+delta+zstd int8@34+delta+zstd int8@30+delta+zstd"
+    "int8@40+delta+zstd int8@38+delta+zstd int8@37+delta+zstd int8@34+delta+zstd int8@30+delta+zstd"
 )
 TEXT_CODECS = "bfloat16+zstd float16+zstd int8@37+zstd int8@34+zstd int8@30+zstd int8@26+zstd"
 

@@ -71,24 +71,24 @@ def key_of(row: Row) -> str:
     return str(row[SHARED]["id"] if SHARED in row else row["sample"])
 
 
-def row_streams(row: Row, shared_stream: str) -> list[str]:
-    """Returns the streams of a row; texts that samples share are of ``shared_stream``."""
-    return [shared_stream] if SHARED in row else streams_of(row)
+def row_streams(row: Row) -> list[str]:
+    """Returns the streams of a row; texts that samples share are of the stream that their shard's folder names."""
+    return [row[SHARED]["shard"].split("/")[1]] if SHARED in row else streams_of(row)
 
 
-def home_of(row: Row, shared_stream: str) -> str | None:
+def home_of(row: Row) -> str | None:
     """Returns the shard that a row was written with, as far as the row tells: its latent's, or its first text's."""
-    for stream in row_streams(row, shared_stream):
+    for stream in row_streams(row):
         for place in places(row, stream):
             return str(place["shard"])
     return None
 
 
-def members_in(rows: Sequence[Row], shard: str, shared_stream: str) -> tuple[Member, ...]:
+def members_in(rows: Sequence[Row], shard: str) -> tuple[Member, ...]:
     """Returns what of the rows lies in a shard."""
     members = []
     for row in rows:
-        for stream in row_streams(row, shared_stream):
+        for stream in row_streams(row):
             inside = [place for place in places(row, stream) if place["shard"] == shard]
             if inside:
                 payloads = tuple(payload_of(row, stream, place) for place in inside)

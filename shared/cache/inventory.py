@@ -1,7 +1,7 @@
 """In which shards the live payloads of a cache lie: what convert, compact, gc and urls decide by."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +71,13 @@ def take_inventory(cache: Cache, files: IndexFiles) -> Inventory:
         InputError: if one cannot be read.
     """
     live = find_live(cache, files.paths())
-    records = {} if files.snapshot is None else {shard.shard: shard for shard in read_shards(cache.store, files.snapshot)}
-    for record in live.records.values():
+    records = (
+        {} if files.snapshot is None else {shard.shard: shard for shard in read_shards(cache.store, files.snapshot)}
+    )
+    num_rows = dict(zip(live.paths, live.num_rows, strict=True))
+    for path, record in live.records.items():
         if (shard := ShardRecord.of_fragment(record)) is not None:
-            records.setdefault(shard.shard, shard)
+            records.setdefault(shard.shard, replace(shard, num_samples=num_rows.get(path)))
     streams = list(live.texts)
     columns = [f"{layout.LATENT_STREAM}.{name}" for name in ("shard", "bytes")]
     columns += [f"{stream}.captions.list.element.{name}" for stream in streams for name in ("shard", "bytes")]
@@ -126,8 +129,8 @@ def _first_texts(table: pa.Table, stream: str, numbers: dict[str, int]) -> tuple
 
 def _codes(names: pa.Array, numbers: dict[str, int]) -> Codes:
     encoded = names.dictionary_encode()
-    table = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
-    return np.array(table, np.int32)[encoded.indices.to_numpy()]
+    of_names = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
+    return np.array(of_names, np.int32)[encoded.indices.to_numpy()]
 
 
 def _combined(column: pa.ChunkedArray) -> pa.Array:

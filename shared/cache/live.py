@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ class LiveRows:
 
     paths: tuple[str, ...]
     """Files with rows of samples."""
+    num_rows: tuple[int, ...]
+    """Of each of them."""
     groups: tuple[tuple[int, int], ...]
     """The row groups of all files: the file, by its place among ``paths``, and which of the file's it is."""
     group_ends: Rows
@@ -76,16 +79,20 @@ def find_live(cache: Cache, paths: Sequence[str]) -> LiveRows:
     kept = {"sample", REMOVED.name, layout.LATENT_STREAM, *text_streams}
     tables = [_selected(fragment.table, kept) for _, fragment in of_samples]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])
-    groups = [(file, group) for file, (_, fragment) in enumerate(of_samples) for group in range(len(fragment.group_ends))]
+    groups = [
+        (file, group) for file, (_, fragment) in enumerate(of_samples) for group in range(len(fragment.group_ends))
+    ]
     table = pa.concat_tables([SAMPLE.empty_table(), *tables], promote_options="permissive")
     table = _with_row_numbers(table, (layout.LATENT_STREAM, *text_streams))
     live = resolve(table)
     schemas = {fragment.schema.remove_metadata() for _, fragment in of_samples}
     return LiveRows(
         paths=tuple(path for path, _ in of_samples),
+        num_rows=tuple(table.num_rows for table in tables),
         groups=tuple(groups),
         group_ends=np.array(
-            [start + end for start, (_, part) in zip(starts, of_samples, strict=False) for end in part.group_ends], np.int64
+            [start + end for start, (_, part) in zip(starts, of_samples, strict=False) for end in part.group_ends],
+            np.int64,
         ),
         latent=_row_numbers(live, layout.LATENT_STREAM),
         texts={stream: _row_numbers(live, stream) for stream in text_streams},
@@ -180,7 +187,7 @@ class RowReader:
         groups = np.searchsorted(ends, ordered, side="right")
         bounds = np.flatnonzero(np.diff(groups, prepend=-1, append=len(ends)))
         tables = []
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in pairwise(bounds.tolist()):
             group = int(groups[start])
             first_row = int(ends[group - 1]) if group else 0
             tables.append(self._group(group).take(pa.array(ordered[start:end] - first_row)))

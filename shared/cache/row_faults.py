@@ -4,24 +4,24 @@ import math
 from collections.abc import Iterator
 
 from shared.cache.dataset import Provenance
+from shared.cache.expectation import row_streams
 from shared.cache.layout import is_text
-from shared.cache.rows import Row, payload_shape, places, streams_of
+from shared.cache.rows import Row, payload_shape, places
 from shared.cache.schema import REMOVED, SHARED
 from shared.codec import Codec, stored_shape
 from shared.errors import InputError
 from shared.spec import Bucket, VaeGeometry, latent_shape
 
 
-def row_faults(row: Row, provenance: Provenance, shared_stream: str) -> Iterator[str]:
+def row_faults(row: Row, provenance: Provenance) -> Iterator[str]:
     """Yields how a row contradicts its cache: streams, codecs, shapes.
 
     Args:
         row: As a fragment has it.
         provenance: Of the cache's streams; empty if it is not known.
-        shared_stream: Of the texts of a fragment of shared texts.
     """
     key = row[SHARED]["id"] if SHARED in row else row["sample"]
-    streams = [shared_stream] if SHARED in row else streams_of(row)
+    streams = row_streams(row)
     if not streams and row.get(REMOVED.name) is None:
         yield f"sample {key} has no stream"
     for stream in streams:

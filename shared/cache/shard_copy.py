@@ -8,7 +8,7 @@ from shared.cache import layout
 from shared.cache.commit import shard_file
 from shared.cache.reader import StreamReader
 from shared.cache.rows import Place, Row, describe, payload_shape, places, streams_of
-from shared.cache.schema import MANIFEST, SHARED, rows_table
+from shared.cache.schema import SHARED, rows_table
 from shared.cache.shard_file import StoredArray
 from shared.cache.snapshot import ShardRecord
 from shared.codec import Codec
@@ -73,6 +73,7 @@ def copy_shard(
         kind=into.kind,
         clips_root=into.clips_root,
         environment=into.environment,
+        num_samples=len(rows),
     )
     return record, rows_table(_with_same_columns(rows))
 
@@ -88,7 +89,9 @@ def _with_payloads(
     batch: list[tuple[Row, list[tuple[str, Place]]]] = []
     num_bytes = 0
     for row in rows:
-        wanted = [(stream, place) for stream in _streams(row) for place in places(row, stream) if is_copied(place["shard"])]
+        wanted = [
+            (stream, place) for stream in _streams(row) for place in places(row, stream) if is_copied(place["shard"])
+        ]
         assert wanted, row
         batch.append((row, wanted))
         num_bytes += sum(place["bytes"] for _, place in wanted)
@@ -102,9 +105,7 @@ def _streams(row: Row) -> list[str]:
     return [row[SHARED]["shard"].split("/")[1]] if SHARED in row else streams_of(row)
 
 
-def _read(
-    store: Store, batch: Sequence[tuple[Row, list[tuple[str, Place]]]]
-) -> Iterator[tuple[Row, list[_Payload]]]:
+def _read(store: Store, batch: Sequence[tuple[Row, list[tuple[str, Place]]]]) -> Iterator[tuple[Row, list[_Payload]]]:
     by_shard: dict[str, list[Place]] = {}
     for _, wanted in batch:
         for _, place in wanted:
@@ -126,12 +127,3 @@ def _with_same_columns(rows: Sequence[Row]) -> list[Row]:
     """Returns rows with the columns that any of them has something in."""
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     return [{name: row[name] for name in names} for row in rows]
-
-
-def stored_rows(table: pa.Table) -> list[Row]:
-    """Returns a table of live rows as Python's; a manifest without columns is left out."""
-    rows: list[Row] = table.to_pylist()
-    for row in rows:
-        if row.get(MANIFEST, ...) is None:
-            row[MANIFEST] = None
-    return rows

@@ -2,15 +2,17 @@
 
 ``snapshots/<number>.parquet`` is created only if absent, and so commits a compaction; the newest one counts. It is
 small. Its rows are the *shards* that its samples and texts lie in, with what the fragments' records said of each: see
-:data:`SHARDS`. Its metadata says which fragments it ``covers`` (also those that an earlier one covered and that are swept:
-a writer that wakes late may create such a fragment once more, and nobody may read it) and which files hold the rows of
-the index, its ``parts``, in the order in which they are read:
+:data:`SHARDS`. Its metadata says which fragments it ``covers``, and which files hold the rows of the index, its
+``parts``, in the order in which they are read. Covered are also those that an earlier one covered and that are swept: a
+writer that wakes late may create such a fragment once more, and nobody may read it.
+
 
 ``snapshots/<number>-<token>/rows-<n>.parquet``  samples, all streams of one together
 ``snapshots/<number>-<token>/removed-0.parquet``  samples that were removed, at which generation
 ``snapshots/<number>-<token>/texts-<n>.parquet``  texts that samples share
 
-A part is a fragment of another name: the same columns, ``format_version`` and, of shared texts, ``kind`` in its metadata.
+A part is a fragment of another name: the same columns, ``format_version`` and, of shared texts, ``kind`` in its
+metadata. Rows of samples that were encoded again or removed are left out, so a shard may hold more than its rows say.
 """
 
 import json
@@ -34,9 +36,11 @@ SHARDS = pa.schema(
         ("kind", pa.string()),
         ("clips_root", pa.string()),
         ("environment", pa.string()),
+        ("num_samples", pa.int64()),
     ]
 )
-"""One row a shard that a snapshot names. ``kind``: ``samples``, or ``texts`` that samples share. ``environment``: JSON."""
+"""One row a shard that a snapshot names. ``kind``: ``samples``, or ``texts`` that samples share. ``environment``: JSON.
+``num_samples``: that the shard holds, the dead ones too; of shared texts, null."""
 
 PART_ROWS = 1 << 20
 GROUP_ROWS = 1 << 16
@@ -57,6 +61,8 @@ class ShardRecord:
     """The folder of the clips when they were encoded."""
     environment: str
     """JSON: what the shard's bytes depend on besides the provenance."""
+    num_samples: int | None = None
+    """That it holds, the dead ones too; None where it is not known, or of shared texts."""
 
     @property
     def folder(self) -> str:
@@ -108,8 +114,16 @@ def read_shards(store: Store, snapshot: str) -> list[ShardRecord]:
     table = read_table(store, snapshot)
     columns = [table[name].to_pylist() for name in SHARDS.names]
     return [
-        ShardRecord(shard=shard, num_bytes=size, sha256=sha256, kind=kind, clips_root=root, environment=environment)
-        for shard, size, sha256, kind, root, environment in zip(*columns, strict=True)
+        ShardRecord(
+            shard=shard,
+            num_bytes=size,
+            sha256=sha256,
+            kind=kind,
+            clips_root=root,
+            environment=environment,
+            num_samples=num_samples,
+        )
+        for shard, size, sha256, kind, root, environment, num_samples in zip(*columns, strict=True)
     ]
 
 
@@ -133,14 +147,13 @@ def commit_snapshot(
             "kind": shard.kind,
             "clips_root": shard.clips_root,
             "environment": shard.environment,
+            "num_samples": shard.num_samples,
         }
         for shard in shards
     ]
     table = pa.Table.from_pylist(rows, schema=SHARDS)
     record = {"kind": "snapshot", **covers_record(covers), **parts_record(parts), "writer": secrets.token_hex(8)}
-    return store.write_if_absent(
-        f"{layout.SNAPSHOT_FOLDER}/{number:06}.parquet", fragment_bytes(table, record)
-    )
+    return store.write_if_absent(f"{layout.SNAPSHOT_FOLDER}/{number:06}.parquet", fragment_bytes(table, record))
 
 
 class PartWriter:

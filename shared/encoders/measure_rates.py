@@ -25,7 +25,7 @@ from transformers import T5Config, T5EncoderModel
 from shared.encoders.architectures import ARCHITECTURES
 from shared.errors import run_entry_point
 
-T5_XXL = {
+T5_XXL: dict[str, Any] = {
     "d_model": 4096,
     "d_ff": 10240,
     "num_layers": 24,
@@ -103,7 +103,9 @@ def _autoencoder(case: Case, device: str) -> Callable[[], Any]:
 
 
 def _t5(case: Case, device: str, *, tiny: bool) -> Callable[[], Any]:
-    config = T5Config(**{**T5_XXL, **({"num_layers": 2, "d_ff": 512, "d_model": 256, "vocab_size": 32000} if tiny else {})})
+    config = T5Config(
+        **{**T5_XXL, **({"num_layers": 2, "d_ff": 512, "d_model": 256, "vocab_size": 32000} if tiny else {})}
+    )
     model = T5EncoderModel(config).eval().requires_grad_(False).to(device)
     tokens = torch.randint(2, 32000, (case.frames, case.size), device=device)
     if case.mode == "compiled":

@@ -12,7 +12,7 @@ from shared.errors import InputError
 def config(**options: Any) -> PreprocessConfig:
     """Returns a sound configuration but for these options."""
     return PreprocessConfig(
-        **{"manifest": Path("m.csv"), "output": Path("/c"), "buckets": ("16x256x256",), "preset": "demo"} | options
+        **{"manifest": Path("m.csv"), "output": "/c", "buckets": ("16x256x256",), "preset": "demo"} | options
     )
 
 
@@ -29,6 +29,12 @@ def config(**options: Any) -> PreprocessConfig:
         ({"columns": ("video=film",)}, "OURS one of path, text"),
         ({"workers": 0}, "--workers 0: expected at least 1"),
         ({"frame_interval": 0}, "--frame-interval 0: expected at least 1"),
+        ({"shard_samples": 0}, "--shard-samples 0: expected at least 1"),
+        ({"latent_codec": "int8"}, "write the aimed signal to noise ratio"),
+        ({"latent_codec": "jpeg"}, "codec 'jpeg': expected VALUES"),
+        ({"text_codec": "int8@30+delta+zstd"}, "has no frames"),
+        ({"text_stream": "latent"}, "stream 'latent': expected text.NAME"),
+        ({"only_texts": True, "prune": True}, "drop one of the two"),
     ],
 )
 def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> None:

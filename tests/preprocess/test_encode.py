@@ -27,7 +27,7 @@ BUCKET = Bucket(4, 64, 64)
 @pytest.fixture(scope="module")
 def config(clips_folder: Path) -> PreprocessConfig:
     return PreprocessConfig(
-        preset="demo", manifest=clips_folder / "clips.csv", output=Path("/unused"), buckets=(str(BUCKET),)
+        preset="demo", manifest=clips_folder / "clips.csv", output="/unused", buckets=(str(BUCKET),)
     ).resolved()
 
 
@@ -43,10 +43,13 @@ def task(clips_folder: Path) -> ShardTask:
     plan = make_plan(
         [(clip, facts) for clip, facts in clips if isinstance(facts, Probe)],
         buckets=[BUCKET],
+        sources=(),
         buckets_per_clip="best",
         frame_interval=1,
-        shard_samples=64,
+        shard_samples=lambda _: 64,
+        streams=("latent", "text.t5"),
         committed={},
+        removed={},
         refused=(),
     )
     return plan.tasks[0]
@@ -59,26 +62,27 @@ def decoded(task: ShardTask) -> Iterable[np.ndarray | Refusal]:
 def test_a_shard_holds_what_the_encoders_give(tmp_path: Path, encoders: Encoders, task: ShardTask) -> None:
     cache = Cache.open_or_create(tmp_path, encoders.provenance())
     clips = list(decoded(task))
-    events = list(encoders.encode_shard(tmp_path, task, clips))
+    events = list(encoders.encode_shard(cache.store, task, clips))
     assert events[:-1] == [None] * len(task.samples)
     assert isinstance(events[-1], CommittedShard)
     rows = {row["sample"]: row for row in cache.read_index().to_pylist()}
-    reader = StreamReader(tmp_path)
+    reader = StreamReader(cache.store)
     for sample, frames in zip(task.samples, clips, strict=True):
         row = rows[sample.sample]
         latent = encoders.vae.encode(frames, seed=sample.sample)
         assert torch.equal(reader.latent(row["latent"]), latent.bfloat16())
         texts = encoders.text_encoder.encode(list(sample.captions))
-        for stored, expected in zip(reader.text(row["text.t5"]), texts, strict=True):
+        for entry, expected in zip(row["text.t5"]["captions"], texts, strict=True):
+            stored = reader.text(entry, row["text.t5"]["channels"])
             torch.testing.assert_close(stored, expected.bfloat16(), atol=0.01, rtol=0.01)
-    assert sorted(len(row["captions"]) for row in rows.values()) == [1, 1, 1, 1, 1, 2]
+    assert sorted(len(row["text.t5"]["captions"]) for row in rows.values()) == [1, 1, 1, 1, 1, 2]
 
 
 def test_encoding_again_gives_the_same_bytes(tmp_path: Path, encoders: Encoders, task: ShardTask) -> None:
     files = []
     for name in ("one", "two"):
-        Cache.open_or_create(tmp_path / name, encoders.provenance())
-        *_, shard = encoders.encode_shard(tmp_path / name, task, decoded(task))
+        cache = Cache.open_or_create(tmp_path / name, encoders.provenance())
+        *_, shard = encoders.encode_shard(cache.store, task, decoded(task))
         assert isinstance(shard, CommittedShard)
         files.append((tmp_path / name / shard.shard).read_bytes())
     assert files[0] == files[1]
@@ -89,9 +93,9 @@ def test_a_clip_that_cannot_be_decoded_costs_itself_alone(tmp_path: Path, encode
     clips = list(decoded(task))
     guilty = task.samples[2]
     clips[2] = Refusal(source=guilty.source, sample=guilty.sample, reason="not_decodable", detail="because")
-    events = list(encoders.encode_shard(tmp_path, task, clips))
+    events = list(encoders.encode_shard(cache.store, task, clips))
     assert events[2] == clips[2]
-    assert cache.committed_samples().keys() == {sample.sample for sample in task.samples} - {guilty.sample}
+    assert set(cache.read_index()["sample"].to_pylist()) == {sample.sample for sample in task.samples} - {guilty.sample}
     assert cache.read_ledger()["sample"].to_pylist() == [guilty.sample]
 
 
@@ -102,11 +106,11 @@ def test_captions_that_cleaning_empties_are_not_stored_as_empty_text(
     first, second, *others = task.samples
     first = dataclasses.replace(first, captions=("一只鸟在树枝上",))
     second = dataclasses.replace(second, captions=("12345678", "a tower"))
-    list(encoders.encode_shard(tmp_path, dataclasses.replace(task, samples=(first, second, *others)), decoded(task)))
+    list(encoders.encode_shard(cache.store, dataclasses.replace(task, samples=(first, second, *others)), decoded(task)))
     assert cache.read_ledger().to_pylist()[0]["reason"] == "no_caption_left"
-    captions = cache.committed_samples()
-    assert first.sample not in captions
-    assert captions[second.sample] == ("a tower",)
+    committed, _ = cache.committed_samples("text.t5")
+    assert first.sample not in committed
+    assert [caption for caption, _ in committed[second.sample].captions] == ["a tower"]
 
 
 def test_a_latent_that_is_not_finite_costs_its_clip_alone(
@@ -119,8 +123,8 @@ def test_a_latent_that_is_not_finite_costs_its_clip_alone(
         "encode",
         lambda frames, *, seed: encode(frames, seed=seed) * (float("nan") if next(calls) == 1 else 1.0),
     )
-    list(encoders.encode_shard(tmp_path, task, decoded(task)))
-    assert len(cache.committed_samples()) == len(task.samples) - 1
+    list(encoders.encode_shard(cache.store, task, decoded(task)))
+    assert len(cache.read_index()) == len(task.samples) - 1
     assert cache.read_ledger()["reason"].to_pylist() == ["not_storable"]
 
 

@@ -77,7 +77,7 @@ def test_a_killed_job_resumes_without_encoding_anything_twice(
         job.send_signal(signal.SIGKILL)
     time.sleep(5)  # Ray ends the dead driver's actors; one may still commit the shard in its hands
     committed = {path: path.stat().st_mtime_ns for path in cache.glob("shards/*/[!.]*.tar")}
-    num_before = len(Cache.open(cache).committed_samples())
+    num_before = len(Cache.open(cache).read_index())
     assert 0 < num_before < 12
     result = preprocess(*demo_options(clips_folder, cache))
     assert result.returncode == 0, result.stderr

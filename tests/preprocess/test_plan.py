@@ -1,10 +1,12 @@
 """Planning is pure: clips and their facts in, shards out."""
 
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from preprocess.plan import Plan, make_plan
+from preprocess.plan import Plan, SampleTask, make_plan, most_samples_a_shard, samples_a_shard
+from shared.cache.dataset import CommittedSample
 from shared.media.manifest import Clip
 from shared.media.probe import Probe
 from shared.media.video import Window
@@ -28,7 +30,9 @@ def plan(
     buckets: tuple[Bucket, ...] = (SQUARE,),
     *,
     buckets_per_clip: Literal["best", "all"] = "best",
-    committed: dict[str, tuple[str, ...]] | None = None,
+    committed: dict[str, CommittedSample] | None = None,
+    removed: dict[str, int] | None = None,
+    sources: set[str] | None = None,
     refused: set[str] | None = None,
     frame_interval: int = 1,
     shard_samples: int = 4,
@@ -36,11 +40,14 @@ def plan(
     """Returns the plan of these clips."""
     return make_plan(
         clips,
+        sources={found.source for found, _ in clips} if sources is None else sources,
         buckets=buckets,
         buckets_per_clip=buckets_per_clip,
         frame_interval=frame_interval,
-        shard_samples=shard_samples,
+        shard_samples=lambda _: shard_samples,
+        streams=("latent", "text.t5"),
         committed=committed or {},
+        removed=removed or {},
         refused=refused or set(),
     )
 
@@ -48,6 +55,16 @@ def plan(
 def samples(made: Plan) -> list[str]:
     """Returns the identities of all planned samples, in order."""
     return [sample.sample for task in made.tasks for sample in task.samples]
+
+
+def known(tasks: Iterable[SampleTask]) -> dict[str, CommittedSample]:
+    """Returns samples as a cache knows them once they are encoded."""
+    return {
+        task.sample: CommittedSample(
+            source=task.source, source_version=task.source_version, generation=0, captions=(), text_generation=0
+        )
+        for task in tasks
+    }
 
 
 def test_clips_fill_shards_in_the_order_of_the_manifest() -> None:
@@ -63,24 +80,50 @@ def test_clips_fill_shards_in_the_order_of_the_manifest() -> None:
 def test_what_is_committed_or_refused_is_not_planned_again() -> None:
     clips = [clip(f"{n}.mp4") for n in range(10)]
     whole = plan(clips)
-    done = {sample.sample: sample.captions for sample in whole.tasks[1].samples}
+    done = known(whole.tasks[1].samples)
     ledger = {whole.tasks[2].samples[0].sample}
     rest = plan(clips, committed=done, refused=ledger)
-    assert (rest.num_committed, rest.num_refused_before, rest.num_samples) == (4, 1, 5)
+    assert (len(rest.committed), rest.num_refused_before, rest.num_samples) == (4, 1, 5)
     assert rest.tasks[0] == whole.tasks[0]
     assert set(samples(rest)) == set(samples(whole)) - done.keys() - ledger
 
 
 def test_a_finished_cache_leaves_nothing_to_do() -> None:
     clips = [clip(f"{n}.mp4") for n in range(10)]
-    assert plan(clips, committed=dict.fromkeys(samples(plan(clips)), ("a caption",))).tasks == ()
+    made = plan(clips, committed=known([sample for task in plan(clips).tasks for sample in task.samples]))
+    assert (made.tasks, made.stale) == ((), ())
 
 
-def test_a_changed_caption_is_counted_and_not_encoded_again() -> None:
-    done = dict.fromkeys(samples(plan([clip("a.mp4"), clip("b.mp4")])), ("a caption",))
-    done[next(iter(done))] = ("another caption",)
-    made = plan([clip("a.mp4"), clip("b.mp4")], committed=done)
-    assert (made.num_committed, made.num_other_captions, made.num_samples) == (2, 1, 0)
+def test_samples_of_clips_that_changed_or_are_named_no_more_are_stale() -> None:
+    done = known([sample for name in "abc" for task in plan([clip(name)]).tasks for sample in task.samples])
+    first, second, third = done
+    made = plan([clip("a"), clip("b", version="2")], committed=done)
+    assert made.stale == (second, third)
+    assert [sample for sample, _ in made.committed] == [first]
+    assert made.num_samples == 1
+
+
+def test_samples_of_a_clip_that_cannot_be_probed_now_are_not_stale() -> None:
+    done = known(plan([clip("a")]).tasks[0].samples)
+    assert plan([], committed=done, sources={"a"}).stale == ()
+
+
+def test_a_removed_sample_is_encoded_again_in_a_shard_of_its_own_name() -> None:
+    first = plan([clip("a"), clip("b")])
+    again = plan([clip("a"), clip("b")], removed={samples(first)[0]: 2})
+    assert [(task.generation, len(task.samples)) for task in again.tasks] == [(0, 1), (3, 1)]
+    whole = plan([clip("a")], removed={samples(first)[0]: 2})
+    assert whole.tasks[0].shard_id != plan([clip("a")]).tasks[0].shard_id
+
+
+def test_a_shard_has_at_most_a_gigabyte_and_three_minutes_of_a_gpu() -> None:
+    small = {"sample_bytes": 100_000, "sample_pixels": 256 * 256}
+    large = {"sample_bytes": 3_000_000, "sample_pixels": 64 * 512 * 512}
+    assert samples_a_shard(**small) == 512
+    assert samples_a_shard(**large) == 85
+    assert most_samples_a_shard(**large) == 333
+    assert most_samples_a_shard(sample_bytes=1, sample_pixels=64 * 512 * 512) == 509
+    assert most_samples_a_shard(sample_bytes=2 * 10**9, sample_pixels=10**12) == 1
 
 
 def test_a_changed_file_another_bucket_and_another_interval_are_other_samples() -> None:

@@ -36,7 +36,7 @@ def test_a_name_says_each_property() -> None:
         ("bfloat16+zstd+delta", "expected VALUES"),
         ("bfloat16+gzip", "expected VALUES"),
         ("BFLOAT16", "expected VALUES"),
-        ("int8", "codec int8 does not say how fine its steps are: .* e.g. int8@37 for latents, int8@30 for text"),
+        ("int8", "codec int8 does not say how fine its steps are: .* e.g. int8@38 for latents, int8@30 for text"),
         ("int8@", "expected VALUES"),
         ("int8@-3", "expected VALUES"),
         ("int8@nan", "expected VALUES"),

@@ -1,17 +1,17 @@
-"""The estimator: the published case, the bytes on disk, its speed and its errors."""
+"""The command line: the published case, the headline, every form of output, its speed and its errors."""
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+from PIL import Image
 
-from shared.cache.commit import Sample, ShardWriter
-from shared.cache.dataset import Cache
-from shared.spec import Bucket
-from storage_estimates.measure import bytes_on_disk, measure
+from storage_estimates.config import EstimateConfig, Gpu, Preset
+from storage_estimates.presets import PRESETS
 
 KNOWN_CASE = ["--clips", "10_000_000", "--frames", "64", "--size", "512", "--tokens", "120"]
 
@@ -23,95 +23,143 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_published_case_is_printed() -> None:
-    printed = run(*KNOWN_CASE).stdout
-    assert "983,040" in printed
-    assert "4,194,304" in printed
-    assert "51.8 TB" in printed
+def answer(*arguments: str) -> Any:
+    """Returns what the command line prints as JSON."""
+    done = run(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_json_tells_what_bfloat16_and_unpadded_text_make_of_it() -> None:
-    rows = json.loads(run(*KNOWN_CASE, "--json").stdout)
-    assert [row["sample_bytes"] for row in rows[:3]] == [5_177_344, 3_080_192, 2_588_672]
-    assert rows[0]["total_bytes"] == 51_773_440_000_000
-    assert 0 < rows[3]["overhead_bytes"] < 5000
+def test_the_published_figures_come_first_and_the_screen_is_short() -> None:
+    lines = run(*KNOWN_CASE).stdout.splitlines()
+    assert "983,040 bytes" in lines[1]
+    assert "4,194,304 bytes" in lines[2]
+    assert "51.8 TB" in lines[3]
+    assert lines[3].endswith('"50 TB"')
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
+    assert sum(line.startswith("Recommendation: ") for line in lines) == 1
 
 
-def test_it_imports_neither_torch_nor_pyarrow() -> None:
-    code = (
-        "import sys, storage_estimates.__main__ as m; sys.argv = ['x', '--clips', '5']; m.main();"
-        "print(sorted({'torch', 'pyarrow', 'ray', 'transformers'} & sys.modules.keys()))"
+@pytest.mark.parametrize(("mean_tokens", "terabytes"), [([], 12), (["--mean-tokens", "60"], 10)])
+@pytest.mark.parametrize("container", ["tar", "zarr"])
+def test_ten_million_clips_fit_the_promised_bytes(mean_tokens: list[str], terabytes: int, container: str) -> None:
+    chosen = answer(*KNOWN_CASE, *mean_tokens, "--container", container)["chosen"]
+    assert chosen["latent_codec"].startswith("int8")
+    assert 0.7 * terabytes * 1e12 < chosen["total_bytes"] <= terabytes * 1e12
+    assert 0 < chosen["overhead_bytes"] < 5000
+
+
+def test_plain_codecs_take_their_exact_bytes() -> None:
+    sizes = {size["latent_codec"]: size for size in answer(*KNOWN_CASE)["sizes"]}
+    assert sizes["float32"]["latent_bytes"] == 4_194_304
+    assert sizes["bfloat16"]["latent_bytes"] == 2_097_152
+    assert sizes["bfloat16"]["text_bytes"] == 983_040
+
+
+def test_the_whole_posterior_takes_twice_the_latent_bytes() -> None:
+    sizes = answer(*KNOWN_CASE)["sizes"]
+    one, two = (
+        next(size for size in sizes if size["posterior"] == posterior and size["latent_codec"].startswith("int8"))
+        for posterior in ("sample", "mean+logvar")
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert two["latent_bytes"] == pytest.approx(2 * one["latent_bytes"], abs=2)
+
+
+def test_latents_pay_and_texts_of_long_clips_do_not() -> None:
+    found = answer(*KNOWN_CASE)
+    latents, texts = found["costs"]
+    assert latents["break_even_epochs"] < 2
+    assert texts["break_even_epochs"] > 5
+    assert latents["gpu_hours_online"] == pytest.approx(5 * latents["gpu_hours_once"])
+    assert "H200" in latents["rate_source"].upper()
+    assert found["recommendation"].startswith("Cache the latents: ")
+
+
+def test_texts_weigh_on_a_step_of_images_and_not_on_one_of_clips() -> None:
+    image, clip = (
+        answer("--clips", "1000", "--frames", frames, "--size", size)["costs"][1]["step_share"]
+        for frames, size in (("1", "256"), ("64", "512"))
+    )
+    assert image > 0.9
+    assert clip < 0.01
+
+
+def test_the_users_own_rates_and_prices_count() -> None:
+    slow = ["--vae-frames-per-second", "100", "--t5-tokens-per-second", "1000", "--gpu-hour-price", "2"]
+    latents, texts = answer(*KNOWN_CASE, *slow, "--gpu", "A100")["costs"]
+    assert latents["gpu_hours_once"] == pytest.approx(10e6 * 64 / 100 / 3600)
+    assert latents["encode_dollars"] == pytest.approx(2 * latents["gpu_hours_once"])
+    assert texts["gpu_hours_once"] == pytest.approx(10e6 * 120 / 1000 / 3600)
+
+
+def test_all_lists_every_autoencoder_codec_container_and_posterior() -> None:
+    listed = answer(*KNOWN_CASE, "--all")["all"]
+    assert {each["autoencoder"] for each in listed} == {preset.label for preset in PRESETS.values()}
+    assert len(listed) == len(PRESETS) * 4 * 2 * 2
+    assert all(each["num_objects"] == 2 * each["num_shards"] + 2 for each in listed)
+
+
+def test_csv_has_the_rows_of_the_table() -> None:
+    rows = list(csv.DictReader(run(*KNOWN_CASE, "--csv").stdout.splitlines()))
+    assert [int(row["total_bytes"]) for row in rows] == [size["total_bytes"] for size in answer(*KNOWN_CASE)["sizes"]]
+
+
+def test_a_plot_is_a_picture(tmp_path: Path) -> None:
+    assert run(*KNOWN_CASE, "--plot", str(tmp_path / "estimate.png")).returncode == 0
+    with Image.open(tmp_path / "estimate.png") as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
+
+
+def test_a_preset_that_takes_other_clips_says_so() -> None:
+    found = answer(*KNOWN_CASE, "--vae-preset", "wan2.1")
+    assert found["notes"] == ["Wan 2.1 takes 61x512x512 of 64x512x512"]
+    assert found["sizes"][0]["latent_bytes"] == 16 * 16 * 64 * 64 * 4
+
+
+@pytest.mark.parametrize("arguments", [["--help"], KNOWN_CASE, [*KNOWN_CASE, "--all"]])
+def test_it_starts_without_torch_and_pyarrow(arguments: list[str]) -> None:
+    check = (
+        "import sys, runpy\n"
+        f"sys.argv = ['storage_estimates', *{arguments}]\n"
+        "try: runpy.run_module('storage_estimates', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'pyarrow', 'numpy', 'matplotlib', 'transformers'} & set(sys.modules)))\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: expected one of --clips N and --cache FOLDER"),
-        (["--clips", "0"], "error: --clips 0: expected at least 1"),
-        (["--clips", "1", "--size", "big"], "error: --size 'big': expected a number of pixels or HEIGHTxWIDTH"),
-        (["--clips", "1", "--size", "250"], "height=250 is not divisible by the VAE's spatial stride of 8"),
-        (
-            ["--clips", "1", "--mean-tokens", "200"],
-            "--mean-tokens 200.0: expected more than 0 and at most --tokens 120",
-        ),
-        (["--cache", "/nowhere"], "error: /nowhere: found no such folder without dataset.json"),
+        ([], "expected one of --clips"),
+        (["--clips", "0"], "--clips 0: expected at least 1"),
+        (["--clips", "5", "--size", "wide"], "--size 'wide': expected a number of pixels"),
+        (["--clips", "5", "--mean-tokens", "121"], "--mean-tokens 121"),
+        (["--clips", "5", "--storage", "tape"], "expected one of s3-standard"),
+        (["--clips", "5", "--latent-codec", "int9"], "codec 'int9'"),
+        (["--clips", "5", "--text-codec", "int8@30+delta+zstd"], "a text has no frames"),
+        (["--clips", "5", "--tokenizer", "demo:t5"], "--tokenizer without --manifest"),
+        (["--clips", "5", "--gpu", "L40S"], "give --gpu-hour-price"),
+        (["--clips", "5", "--prices", "nowhere.toml"], "nowhere.toml: not readable"),
+        (["--manifest", "nowhere.csv", "--tokenizer", "demo:t5"], "nowhere.csv: no such file"),
+        (["--cache", "nowhere"], "nowhere"),
+        (["--clips", "5", "--json", "--csv"], "expected one of them"),
+        (["--clips", "5", "--epochs", "nan"], "--epochs nan: expected more than 0"),
+        (["--clips", "5", "--plot", "no/such/folder/a.png"], "not written"),
     ],
 )
-def test_a_wrong_option_gives_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_what_is_wrong_is_one_clear_line(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("codec", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("bucket", "num_samples", "shard_samples", "num_tokens"),
-    [
-        (Bucket(16, 256, 256), 6, 6, 30),
-        (Bucket(4, 64, 64), 300, 64, 20),
-        (Bucket(8, 128, 256), 40, 16, 90),
-    ],
-)
-def test_predicted_and_written_bytes_agree_within_two_percent(
-    tmp_path: Path, codec: str, bucket: Bucket, num_samples: int, shard_samples: int, num_tokens: int
-) -> None:
-    provenance = {
-        "latent": {"latent_channels": 8, "spatial_stride": 8, "temporal_stride": 1},
-        "text.t5": {"text_channels": 64},
-    }
-    Cache.open_or_create(tmp_path, provenance)
-    latent = torch.zeros(8, bucket.num_frames, bucket.height // 8, bucket.width // 8)
-    for start in range(0, num_samples, shard_samples):
-        with ShardWriter(
-            tmp_path,
-            shard_id=f"{start:032x}",
-            bucket=bucket,
-            codec=codec,
-            clips_root=Path("clips"),
-            environment={"device": "cpu", "torch": "2.13.0"},
-        ) as writer:
-            for number in range(start, min(start + shard_samples, num_samples)):
-                # Captions, versions and statistics that do not compress better than real ones.
-                generator = torch.Generator().manual_seed(number)
-                letters = torch.randint(97, 123, (round(4.5 * num_tokens),), generator=generator).tolist()
-                writer.add(
-                    Sample(
-                        sample=generator.get_state().numpy().tobytes()[64:80].hex(),
-                        source=f"clips/{number:08d}.mp4",
-                        source_version=f"{number * 977}-{latent.numel():x}",
-                        bucket=bucket,
-                        frame_interval=1,
-                        fps=24.0,
-                        captions=(bytes(letters).decode(),),
-                        cleaned_captions=(str(number),),
-                        latent=latent + torch.randn(8, 1, 1, 1, generator=generator),
-                        texts=(torch.zeros(num_tokens, 64),),
-                    )
-                )
-            writer.commit()
-    predicted = sum(each.predicted_bytes() for each in measure(tmp_path))
-    assert predicted == pytest.approx(bytes_on_disk(tmp_path), rel=0.02)
+def test_the_options_name_every_preset_and_gpu() -> None:
+    assert set(Preset.__args__) == set(PRESETS)  # type: ignore[attr-defined]
+    assert "H200" in Gpu.__args__  # type: ignore[attr-defined]
+    assert EstimateConfig(clips=1).container == "tar"

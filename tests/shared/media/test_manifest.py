@@ -50,6 +50,20 @@ def test_columns_are_mapped_and_left_out_when_asked(tmp_path: Path) -> None:
     assert manifest.clips[0].captions == ("one",)
 
 
+def test_other_columns_are_kept_as_numbers_truth_values_or_text(tmp_path: Path) -> None:
+    rows = "a.mp4,one,5,True,still,1\na.mp4,two,6,True,x,2\nb.mp4,three,,False,2,x\n"
+    manifest = read_manifest(write(tmp_path, f"path,text,aesthetic,watermark,camera,mixed\n{rows}"))
+    assert [dict(clip.columns) for clip in manifest.clips] == [
+        {"aesthetic": 5.0, "watermark": True, "camera": "still", "mixed": "1"},
+        {"aesthetic": None, "watermark": False, "camera": "2", "mixed": "x"},
+    ]
+
+
+def test_what_a_manifest_says_of_size_and_length_is_not_kept(tmp_path: Path) -> None:
+    manifest = read_manifest(write(tmp_path, "path,text,num_frames,fps,height\na.mp4,one,5,24,100\n"))
+    assert manifest.clips[0].columns == {}
+
+
 def test_rows_without_path_or_caption_are_refused_one_by_one(tmp_path: Path) -> None:
     manifest = read_manifest(write(tmp_path, "path,text\n,one\nb.mp4, \nc.mp4,three\nd\x00.mp4,four\n"))
     assert [(row.source, row.reason) for row in manifest.refused] == [
@@ -63,7 +77,6 @@ def test_rows_without_path_or_caption_are_refused_one_by_one(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,text,mood\na,b,c\n", "unknown column 'mood': expected path, text, .*--ignore-columns mood"),
         ("file,text\na,b\n", "no column 'path': found file, text: name it by --columns NAME=path"),
         ("", "no column 'path'"),
         ("path,text\na.mp4,one, two\n", "row 1 has 3 fields: expected 2: quote its commas"),
