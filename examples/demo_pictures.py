@@ -17,7 +17,7 @@ import tyro
 from PIL import Image
 
 from shared.cache.dataset import Cache
-from shared.cache.layout import LATENT_STREAM
+from shared.cache.layout import LATENT_STREAM, TEXT_STREAM
 from shared.cache.reader import StreamReader
 from shared.encoders.vae import VideoAutoencoder
 from shared.errors import run_entry_point
@@ -61,6 +61,12 @@ def rows_of(cache: Cache, bucket: Bucket) -> list[dict[str, Any]]:
     return sorted(chosen, key=lambda row: row["source"])
 
 
+def first_caption(row: dict[str, Any]) -> str:
+    """Returns a sample's first caption."""
+    caption: str = row[TEXT_STREAM]["captions"][0]["caption"]
+    return caption
+
+
 def original(row: dict[str, Any], clips: Path) -> np.ndarray:
     """Returns the frames (T, H, W, 3) of the clip itself that a sample was encoded from."""
     path = clips / row["source"]
@@ -70,7 +76,7 @@ def original(row: dict[str, Any], clips: Path) -> np.ndarray:
 
 def generated(row: dict[str, Any], samples: Path) -> np.ndarray:
     """Returns the frames (T, H, W, 3) of the video that was generated from a row's first caption."""
-    strip = np.asarray(Image.open(samples / f"{file_stem(row['captions'][0], 0)}.png").convert("RGB"))
+    strip = np.asarray(Image.open(samples / f"{file_stem(first_caption(row), 0)}.png").convert("RGB"))
     return np.stack(np.split(strip, row["num_frames"], axis=1))
 
 
@@ -92,7 +98,7 @@ def draw_overview(rows: list[dict[str, Any]], columns: list[tuple[str, list[np.n
             if row == 0:
                 axes[0, 2 * column].set_title(title, loc="left", fontsize=9)
     for row, facts in enumerate(rows):
-        caption = textwrap.shorten(facts["captions"][0], 110, placeholder=" ...")
+        caption = textwrap.shorten(first_caption(facts), 110, placeholder=" ...")
         axes[row, 0].text(0, -0.03, caption, transform=axes[row, 0].transAxes, fontsize=7, va="top")
     figure.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.03, wspace=0.04, hspace=0.16)
     figure.savefig(path, dpi=110)
@@ -116,7 +122,7 @@ def draw(config: PicturesConfig) -> int:
     cache = Cache.open(config.cache)
     looks, trained = (rows_of(cache, Bucket.parse(name)) for name in (config.look_bucket, config.train_bucket))
     vae = VideoAutoencoder.load(cache.provenance[LATENT_STREAM]["model"])
-    reader = StreamReader(cache.root)
+    reader = StreamReader(cache.store)
     small = [original(row, config.clips) for row in trained]
     videos = [generated(row, config.samples) for row in trained]
     draw_overview(

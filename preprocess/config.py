@@ -57,8 +57,8 @@ class PreprocessConfig:
     """What is stored of the VAE's posterior. mean+logvar takes twice the bytes; the trainer then samples anew each
     epoch."""
     latent_codec: Annotated[str, tyro.conf.arg(metavar="CODEC")] = "bfloat16+zstd"
-    """How latents are stored: bfloat16+zstd loses nothing of bfloat16; int8@37+delta+zstd takes half of it, with 37 dB of
-    signal to quantisation noise. See docs/codecs.md."""
+    """How latents are stored: bfloat16+zstd loses nothing of bfloat16; int8@40+delta+zstd takes half of that, with 40 dB
+    of signal to quantisation noise. See docs/codecs.md."""
     text_codec: Annotated[str, tyro.conf.arg(metavar="CODEC")] = "bfloat16+zstd"
     """How embeddings are stored, e.g. int8@30+zstd."""
     container: Container = "tar"
@@ -68,7 +68,7 @@ class PreprocessConfig:
     text_stream: Annotated[str, tyro.conf.arg(metavar="text.NAME")] = "text.t5"
     """The stream of the texts; a second text encoder gets one of its own."""
     only_texts: bool = False
-    """Encode the captions of samples that are in the cache, and no clips: for a second text encoder, or new captions."""
+    """Encode captions of samples that are in the cache, and no clips: for a second text encoder, or new captions."""
     prune: bool = False
     """Remove samples of clips that changed or that the manifest names no more."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

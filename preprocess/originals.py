@@ -8,9 +8,10 @@ import numpy as np
 from preprocess.decode import decode_sample
 from preprocess.plan import SampleTask
 from shared.cache.dataset import Cache
-from shared.cache.fragments import Record, read_record
+from shared.cache.fragments import Record, find_files, read_record
 from shared.cache.layout import LATENT_STREAM
 from shared.cache.ledger import Refusal
+from shared.cache.snapshot import read_shards
 from shared.errors import InputError
 from shared.media.probe import probe
 from shared.media.video import MediaError, centre_window
@@ -28,15 +29,23 @@ class Originals:
     def __init__(self, cache: Cache, clips: Path | None) -> None:
         self._store, self._clips = cache.store, clips
         self._records: dict[str, Record] = {}
+        self._snapshot: dict[str, Record] | None = None
 
     def record(self, shard: str) -> Record:
-        """Returns what was recorded with a shard, nothing if its own fragment is no more."""
+        """Returns what was recorded with a shard, nothing if neither a fragment nor the snapshot knows it."""
         if shard not in self._records:
             try:
                 self._records[shard] = read_record(self._store, fragment_id(shard))
-            except InputError:
-                self._records[shard] = {}
+            except (InputError, FileNotFoundError):
+                self._records[shard] = self._from_snapshot().get(shard, {})
         return self._records[shard]
+
+    def _from_snapshot(self) -> dict[str, Record]:
+        if self._snapshot is None:
+            path = find_files(self._store).snapshot
+            shards = read_shards(self._store, path) if path else []
+            self._snapshot = {shard.shard: shard.fragment_record() for shard in shards}
+        return self._snapshot
 
     def frames(self, row: dict[str, Any]) -> np.ndarray | str:
         """Returns the frames (T, height, width, 3) uint8 that were encoded, or why they cannot be had."""

@@ -1,18 +1,18 @@
 """What is to be encoded: probed clips, minus what is committed, in shards of one bucket each. Pure."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from shared.bucketing import buckets_of, shortfall
 from shared.cache.dataset import CommittedSample
 from shared.cache.identity import latent_id, shard_id
 from shared.cache.ledger import Refusal
 from shared.media.manifest import Clip, Value
 from shared.media.probe import Probe
-from shared.media.video import Window, centre_window, span
+from shared.media.video import Window, centre_window
 from shared.spec import Bucket
 
 
@@ -96,11 +96,9 @@ def make_plan(
     found: list[tuple[str, Clip]] = []
     num_refused_before = 0
     for clip, facts in clips:
-        filled = [bucket for bucket in buckets if _shortfall(facts, bucket, frame_interval) is None]
+        filled = buckets_of(facts, buckets, per_clip=buckets_per_clip, frame_interval=frame_interval)
         if not filled:
             refusals.append(_refusal(clip, facts, buckets, frame_interval))
-        if buckets_per_clip == "best":
-            filled = [min(filled, key=lambda bucket: _preference(facts, bucket))] if filled else []
         for bucket in filled:
             task = _sample_task(clip, facts, bucket, frame_interval)
             if task.sample in committed:
@@ -131,20 +129,6 @@ def make_plan(
     )
 
 
-def samples_a_shard(*, sample_bytes: int, sample_pixels: int) -> int:
-    """Returns how many samples go into a shard unless the user says otherwise.
-
-    A shard is what a killed worker loses, and one file: as many samples as take 256 MB before entropy coding, or one
-    minute of an H200 with the Stable Diffusion VAE (181 frames of 512x512 a second), but at most 512.
-    """
-    return max(1, min(512, 256_000_000 // sample_bytes, int(60 * 181 * 512 * 512 / sample_pixels)))
-
-
-def most_samples_a_shard(*, sample_bytes: int, sample_pixels: int) -> int:
-    """Returns how many samples a shard may have: 1 GB, or three minutes of the same GPU."""
-    return max(1, min(1_000_000_000 // sample_bytes, int(180 * 181 * 512 * 512 / sample_pixels)))
-
-
 def _sample_task(clip: Clip, facts: Probe, bucket: Bucket, frame_interval: int) -> SampleTask:
     return SampleTask(
         sample=latent_id(
@@ -160,25 +144,9 @@ def _sample_task(clip: Clip, facts: Probe, bucket: Bucket, frame_interval: int) 
     )
 
 
-def _shortfall(facts: Probe, bucket: Bucket, frame_interval: int) -> tuple[str, str] | None:
-    """Returns why a clip does not fill a bucket (reason and detail), or None if it does."""
-    needed = span(bucket.num_frames, frame_interval)
-    if facts.num_frames < needed:
-        return "too_short", f"{facts.num_frames} frames: bucket {bucket} takes {needed}"
-    if facts.height < bucket.height or facts.width < bucket.width:
-        return "too_small", f"{facts.width}x{facts.height} pixels: bucket {bucket} takes {bucket.width}x{bucket.height}"
-    return None
-
-
-def _preference(facts: Probe, bucket: Bucket) -> tuple[float, int]:
-    """Sorts the best bucket first: the nearest aspect ratio, then the most pixels over all frames."""
-    distance = abs(math.log((bucket.width / bucket.height) / (facts.width / facts.height)))
-    return round(distance, 6), -bucket.num_frames * bucket.height * bucket.width
-
-
 def _refusal(clip: Clip, facts: Probe, buckets: Sequence[Bucket], frame_interval: int) -> Refusal:
     smallest = min(buckets, key=lambda bucket: bucket.num_frames * bucket.height * bucket.width)
-    shortfall = _shortfall(facts, smallest, frame_interval)
-    assert shortfall is not None
-    reason, detail = shortfall
+    lacking = shortfall(facts, smallest, frame_interval)
+    assert lacking is not None
+    reason, detail = lacking
     return Refusal(source=clip.source, source_version=facts.version, bucket=str(smallest), reason=reason, detail=detail)

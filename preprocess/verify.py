@@ -23,6 +23,8 @@ from shared.cache.repair import repair
 from shared.errors import InputError, run_entry_point
 from shared.media.quality import psnr
 
+_REPAIRS = 3
+"""Rounds: what a lost file of the index covered may be broken too."""
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -86,13 +88,15 @@ def verify(config: VerifyConfig) -> int:
         if finding.is_fault:
             faults.append(finding)
     print(_summary(config, totals, time.monotonic() - started))
-    if config.repair:
+    for _ in range(_REPAIRS if config.repair else 0):
         for line in repair(cache, faults):
             print(f"REPAIR {line}")
         cache, faults = open_for_check(config.cache)
         faults += [finding for finding in check_files(cache, part=Part(num_shards=0)) if finding.is_fault]
         for finding in faults:
             _print(finding)
+        if not faults:
+            break
     if faults:
         print(f"{len(faults)} faults" + ("" if config.repair else ": --repair drops what is broken"))
         return len(faults)
@@ -107,13 +111,13 @@ def _print(finding: Finding) -> None:
 
 
 def _summary(config: VerifyConfig, totals: Totals, seconds: float) -> str:
-    rate = totals.read_bytes / 1e6 / max(seconds, 1e-3)
     line = f"{totals.num_samples} samples in {totals.num_shards} shards"
     if totals.num_read < totals.num_shards:
         line += f"; read {totals.num_read} of the shards (--sample {config.sample}, --seed {config.seed})"
     else:
         line += "; read all"
-    return f"{line}, {totals.read_bytes / 1e6:,.1f} MB at {rate:,.0f} MB/s, and the whole index"
+    line = f"{line}, {totals.read_bytes / 1e6:,.1f} MB, and the whole index"
+    return f"{line}, at {totals.read_bytes / 1e6 / seconds:,.0f} MB/s" if seconds > 1 else line
 
 
 def _compare(config: VerifyConfig, cache: Cache) -> int:

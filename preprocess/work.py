@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from preprocess.config import PreprocessConfig
-from preprocess.plan import ShardTask, make_plan, most_samples_a_shard, samples_a_shard
+from preprocess.plan import ShardTask, make_plan
 from preprocess.text_plan import (
     Caption,
     SampleTexts,
@@ -23,6 +23,7 @@ from shared.encoders.captions import clean_caption
 from shared.errors import InputError
 from shared.media.manifest import Clip, Manifest
 from shared.media.probe import Probe
+from shared.shard_size import most_samples_a_shard, samples_a_shard
 from shared.spec import Bucket, VaeGeometry, latent_shape
 
 _TEXTS_A_SHARD = 512

@@ -17,7 +17,7 @@ Values = Literal["float32", "bfloat16", "float16", "int8"]
 """What one value is stored as."""
 
 _BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-_FORM = "VALUES[@DB][+delta][+zstd], e.g. bfloat16, bfloat16+zstd, int8@37+delta+zstd"
+_FORM = "VALUES[@DB][+delta][+zstd], e.g. bfloat16, bfloat16+zstd, int8@40+delta+zstd"
 _CODEC = re.compile(r"([a-z]+[0-9]+)(@[0-9]+(?:\.[0-9]{1,2})?)?(\+delta)?(\+zstd)?")
 _MIN_SQNR_DB, _MAX_SQNR_DB = 10.0, 60.0
 

@@ -75,7 +75,7 @@ def calibrate(config: EstimateConfig, samples: Samples, probed: Sequence[tuple[C
     notes = [f"Calibrated on {len(encoded.latents)} clips and {len(encoded.texts)} captions"]
     if encoded.num_unreadable:
         notes.append(f"{encoded.num_unreadable} of {len(clips)} clips could not be decoded")
-    if PRESETS[config.vae_preset].geometry != encoded.geometry:
+    if PRESETS[config.vae_preset].geometry != encoded.geometry and config.vae_frames_per_second is None:
         notes.append(f"GPU hours are those of {PRESETS[config.vae_preset].label}: give --vae-frames-per-second")
     return replace(
         samples,

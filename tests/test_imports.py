@@ -63,7 +63,19 @@ def test_the_estimator_imports_no_torch(folder: str) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["shared/spec.py", "shared/cache/layout.py", "preprocess/plan.py", "preprocess/decode.py", "shared/media/video.py"],
+    [
+        "shared/spec.py",
+        "shared/codec.py",
+        "shared/costs.py",
+        "shared/shard_size.py",
+        "shared/bucketing.py",
+        "shared/cache/layout.py",
+        "shared/cache/zarr_layout.py",
+        "shared/cache/dataset.py",
+        "preprocess/plan.py",
+        "preprocess/decode.py",
+        "shared/media/video.py",
+    ],
 )
 def test_pure_files_import_no_torch(file: str) -> None:
     assert not any(module.split(".")[0] == "torch" for module in imported_modules(ROOT / file))

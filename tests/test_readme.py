@@ -11,13 +11,15 @@ import tyro
 
 from preprocess.config import PreprocessConfig
 from preprocess.verify import VerifyConfig
-from storage_estimates.__main__ import EstimateConfig
+from shared.cache.__main__ import COMMANDS
+from storage_estimates.config import EstimateConfig
 from train.config import TrainConfig
 from train.sample import SampleConfig
 
 ROOT = Path(__file__).parent.parent
 OPTIONS: dict[str, Any] = {
     "preprocess": PreprocessConfig,
+    "shared.cache": COMMANDS,
     "preprocess.verify": VerifyConfig,
     "storage_estimates": EstimateConfig,
     "train": TrainConfig,

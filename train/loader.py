@@ -16,7 +16,8 @@ from train.batch_memory import BatchBuffer, BufferPool
 from train.data import Batch
 from train.rank_batches import LoaderJob, Report, SlotFiller, batch_dtypes, padded_length
 
-_BATCHES_AHEAD = 3
+BATCHES_AHEAD = 3
+"""Batches that workers have ready while the trainer is at one."""
 _SIGTERM_GRACE_SECONDS = 10
 _END_SECONDS = 5.0
 
@@ -123,7 +124,7 @@ def _inline(job: LoaderJob, steps: range, pool: BufferPool) -> Iterator[_Source]
 class _Processes:
     """Workers, each with a share of the slots, which fill the same buffers at different places."""
 
-    batches_ahead = _BATCHES_AHEAD
+    batches_ahead = BATCHES_AHEAD
 
     def __init__(self, links: list[connection.Connection], processes: list[Any], pool: BufferPool) -> None:
         self._links, self._processes, self._pool = links, processes, pool

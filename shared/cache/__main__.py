@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -106,16 +106,17 @@ class Urls:
         return 0
 
 
+COMMANDS: Any = (
+    Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Compact, tyro.conf.subcommand("compact")]
+    | Annotated[Gc, tyro.conf.subcommand("gc")]
+    | Annotated[Urls, tyro.conf.subcommand("urls")]
+)
+
+
 def main() -> int:
     """Returns 0."""
-    command = tyro.cli(
-        Annotated[Convert, tyro.conf.subcommand("convert")]
-        | Annotated[Compact, tyro.conf.subcommand("compact")]
-        | Annotated[Gc, tyro.conf.subcommand("gc")]
-        | Annotated[Urls, tyro.conf.subcommand("urls")],
-        prog="python -m shared.cache",
-    )
-    return command.run()
+    return tyro.cli(COMMANDS, prog="python -m shared.cache").run()
 
 
 if __name__ == "__main__":

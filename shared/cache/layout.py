@@ -31,11 +31,6 @@ _STREAM_NAME = re.compile(r"text\.[a-z0-9][a-z0-9_-]*$")
 _TAR_BLOCK = 512
 _TAR_RECORD = 10_240
 
-INDEX_FRAGMENT_BYTES = 13_000
-"""A Parquet fragment before its first row: schema, statistics and metadata. Measured; a test compares."""
-INDEX_ROW_BYTES = 220
-"""A row of a fragment, compressed: identities and checksums do not compress. Measured likewise."""
-
 
 def check_text_stream(name: str) -> None:
     """Raises :class:`InputError` unless ``name`` may name a stream of texts, e.g. ``text.t5``."""

@@ -6,6 +6,7 @@ again they get a shard of another name. A sample whose latent is sound and whose
 that gives it no texts makes the next job encode them.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,11 +18,13 @@ from shared.cache.finding import Finding
 from shared.cache.fragments import SHARED_KIND, read_record
 from shared.cache.identity import shard_id
 from shared.cache.removal import remove_samples
+from shared.cache.repair_snapshot import mend_snapshot
 from shared.cache.rows import Row
 from shared.cache.schema import FORMAT_VERSION, rows_table
 from shared.errors import InputError
 
 BROKEN_FOLDER = "broken"
+_PART = re.compile(rf"{layout.SNAPSHOT_FOLDER}/[^/]+/")
 _LEFTOVER_AGE = timedelta(days=1)
 
 
@@ -40,9 +43,13 @@ def repair(cache: Cache, faults: Iterable[Finding]) -> Iterator[str]:
         raise InputError(f"{cache.url}: its format version {cache.version} is read only: make it anew, or convert it")
     if any(finding.path == layout.DATASET_FILE for finding in faults):
         raise InputError(f"{cache.url}: without a sound {layout.DATASET_FILE} nothing is repaired: bring it back first")
-    for path in dict.fromkeys(finding.path for finding in faults if finding.remedy == "set aside"):
-        yield _set_aside(cache, path)
+    aside = dict.fromkeys(finding.path for finding in faults if finding.remedy == "set aside")
     broken = {finding.path for finding in faults if finding.remedy == "encode again"}
+    parts = [path for path in aside if _PART.match(path)]
+    if parts and (done := mend_snapshot(cache.store, cache.index_files(), broken_parts=parts, broken_shards=())):
+        yield done
+    for path in aside:
+        yield _set_aside(cache, path)
     if broken:
         yield from _drop_shards(cache, broken)
     deadline = datetime.now(UTC) - _LEFTOVER_AGE
@@ -54,17 +61,23 @@ def repair(cache: Cache, faults: Iterable[Finding]) -> Iterator[str]:
 
 def _set_aside(cache: Cache, path: str) -> str:
     place = f"{BROKEN_FOLDER}/{path}"
-    cache.store.write(place, cache.store.read(path))
+    try:
+        content = cache.store.read(path)
+    except FileNotFoundError:
+        return f"{path}: gone; the next job makes anew what it named"
+    cache.store.write(place, content)
     cache.store.delete(path)
     return f"{path}: moved to {place}; the next job makes it anew"
 
 
 def _drop_shards(cache: Cache, broken: set[str]) -> Iterator[str]:
     """Takes broken shards out of the index."""
-    for path in cache.index_files().fragments:
-        record = read_record(cache.store, path)
-        if record.get("kind") == SHARED_KIND and record.get("shard") in broken:
-            yield _set_aside(cache, path)
+    files = cache.index_files()
+    for path in (*files.fragments, *files.covered):
+        if path.startswith(f"{layout.INDEX_FOLDER}/"):
+            record = read_record(cache.store, path)
+            if record.get("kind") == SHARED_KIND and record.get("shard") in broken:
+                yield _set_aside(cache, path)
     texts = [stream for stream in cache.provenance if layout.is_text(stream)]
     columns = ["latent.shard"]
     for stream in texts:
@@ -87,6 +100,8 @@ def _drop_shards(cache: Cache, broken: set[str]) -> Iterator[str]:
         if samples:
             _take_texts(cache, stream, samples)
             yield f"{stream}: {len(samples)} samples keep their latents without these texts; the next job encodes them"
+    if done := mend_snapshot(cache.store, cache.index_files(), broken_parts=(), broken_shards=broken):
+        yield done
 
 
 def _take_texts(cache: Cache, stream: str, samples: Mapping[str, Mapping[str, Any]]) -> None:

@@ -6,9 +6,9 @@ name, and so do the fragments that the base does not cover and the shards that t
 than the limit itself: a running job's shard may be waiting for its fragment.
 
 Before anything is deleted, what the snapshots name is looked for: where it is missing, old files may be all that there
-is to mend the cache with. Deleted are first old snapshots, then covered fragments, then parts, then shards, so that what
-is left after a crash is a cache with less to sweep. Directly before its shards go, each folder is listed again: a job
-that encodes a killed job's shard again gives it the same name.
+is to mend the cache with. Deleted are first old snapshots, then covered fragments, then parts, then shards: what is left
+after a crash is a cache with less to sweep. Directly before its shards go, each folder is listed again, since a job that
+encodes a killed job's shard once more gives it the same name.
 """
 
 import re

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from examples.ray_head import RayHead
+from tests.s3 import MotoS3, S3Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,10 +17,20 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    """One Ray head, on loopback, for all tests of a session."""
-    with RayHead(tmp_path_factory.mktemp("ray") / "ray.log", num_cpus=2) as head:
-        yield head
+def s3() -> Iterator[S3Server]:
+    """A small S3, for all tests of a session."""
+    with MotoS3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[RayHead]:
+    """One Ray head, on loopback, for all tests of a session; its workers find the S3."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environment.items():
+            patch.setenv(name, value)
+        with RayHead(tmp_path_factory.mktemp("ray") / "ray.log", num_cpus=2) as head:
+            yield head
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from preprocess.plan import Plan, SampleTask, make_plan, most_samples_a_shard, samples_a_shard
+from preprocess.plan import Plan, SampleTask, make_plan
 from shared.cache.dataset import CommittedSample
 from shared.media.manifest import Clip
 from shared.media.probe import Probe
@@ -114,16 +114,6 @@ def test_a_removed_sample_is_encoded_again_in_a_shard_of_its_own_name() -> None:
     assert [(task.generation, len(task.samples)) for task in again.tasks] == [(0, 1), (3, 1)]
     whole = plan([clip("a")], removed={samples(first)[0]: 2})
     assert whole.tasks[0].shard_id != plan([clip("a")]).tasks[0].shard_id
-
-
-def test_a_shard_has_at_most_a_gigabyte_and_three_minutes_of_a_gpu() -> None:
-    small = {"sample_bytes": 100_000, "sample_pixels": 256 * 256}
-    large = {"sample_bytes": 3_000_000, "sample_pixels": 64 * 512 * 512}
-    assert samples_a_shard(**small) == 512
-    assert samples_a_shard(**large) == 85
-    assert most_samples_a_shard(**large) == 333
-    assert most_samples_a_shard(sample_bytes=1, sample_pixels=64 * 512 * 512) == 509
-    assert most_samples_a_shard(sample_bytes=2 * 10**9, sample_pixels=10**12) == 1
 
 
 def test_a_changed_file_another_bucket_and_another_interval_are_other_samples() -> None:

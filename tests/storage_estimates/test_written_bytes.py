@@ -90,6 +90,14 @@ def test_many_small_samples_a_shard_are_predicted(tmp_path: Path, container: Con
     assert measure(str(tmp_path)).predicted_bytes() == pytest.approx(bytes_on_disk(tmp_path), rel=0.01)
 
 
+def test_a_large_index_is_judged_by_some_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage_estimates.from_cache._MAX_ROWS", 40)
+    write_cache(tmp_path, latent_codec="bfloat16", text_codec="bfloat16", num_samples=96)
+    measured = measure(str(tmp_path))
+    assert sum(group.num_samples for group in measured.groups) == 96
+    assert measured.predicted_bytes() == pytest.approx(bytes_on_disk(tmp_path), rel=0.03)
+
+
 def test_a_cache_is_compared_and_extrapolated_on_the_command_line(tmp_path: Path) -> None:
     write_cache(tmp_path / "cache", latent_codec="bfloat16+zstd", text_codec="bfloat16+zstd", container="zarr")
     found = json.loads(run("--cache", str(tmp_path / "cache"), "--clips", "48_000", "--json"))

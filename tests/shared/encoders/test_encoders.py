@@ -74,6 +74,22 @@ def test_posterior_noise_is_named_by_its_seed(vae: VideoAutoencoder, frames: np.
     assert not torch.equal(vae.encode(frames, seed="a"), vae.encode(frames, seed="b"))
 
 
+def test_mean_and_logarithm_of_the_variance_give_the_sample_with_its_noise(
+    vae: VideoAutoencoder, frames: np.ndarray
+) -> None:
+    sample = vae.encode(frames, seed="x")
+    mean = VideoAutoencoder.load("demo:vae", micro_batch=3, posterior="mean")
+    both = VideoAutoencoder.load("demo:vae", micro_batch=3, posterior="mean+logvar")
+    assert mean.provenance() == vae.provenance() | {"posterior": "mean"}
+    stored = both.encode(frames, seed="any")
+    assert stored.shape == (2 * sample.shape[0], *sample.shape[1:])
+    middle, logvar = stored.chunk(2)
+    torch.testing.assert_close(middle, mean.encode(frames, seed="other"))
+    noise = (sample - middle) / torch.exp(logvar / 2)
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.std() - 1) < 0.05
+
+
 def test_the_micro_batch_changes_latents_by_rounding_only(vae: VideoAutoencoder, frames: np.ndarray) -> None:
     whole = VideoAutoencoder.load("demo:vae", micro_batch=5).encode(frames, seed="a")
     torch.testing.assert_close(vae.encode(frames, seed="a"), whole, atol=1e-4, rtol=1e-4)

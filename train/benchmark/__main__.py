@@ -1,0 +1,21 @@
+"""``python -m train.benchmark NAME ...``: what the trainer's parts do in a second."""
+
+import importlib
+import sys
+
+from shared.errors import InputError, run_entry_point
+
+_BENCHMARKS = {"loader": "train.benchmark.loader"}
+
+
+def main() -> int:
+    """Runs the benchmark that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in _BENCHMARKS:
+        raise InputError(f"benchmark {name!r}: expected one of {', '.join(_BENCHMARKS)}")
+    code: int = importlib.import_module(_BENCHMARKS[name]).main(sys.argv[2:])
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_entry_point(main, debug="--debug" in sys.argv))
