@@ -32,7 +32,7 @@ class TrainConfig:
     buckets: tuple[str, ...] = ()
     """Train on these buckets only (FRAMESxHEIGHTxWIDTH); all of the cache's by default."""
     where: str | None = None
-    """Train on samples that fulfil a condition on columns of the manifest or the index: 'aesthetic > 5 and fps >= 24'."""
+    """Train on what fulfils a condition on columns of manifest or index, e.g. 'aesthetic > 5 and fps >= 24'."""
     holdout: str | None = None
     """Keep a part of the sources, e.g. 1%, out of training; all samples of a source are on one side."""
     batch_size: int = _BATCH_SIZE
@@ -40,7 +40,7 @@ class TrainConfig:
     batch_tokens: int | None = None
     """Most tokens of one step, over all ranks, in place of --batch-size: each bucket gets as many samples as fit."""
     batch_multiple: int = 1
-    """With --batch-tokens: samples of a step are a multiple of this, whatever the number of ranks, which must divide it."""
+    """With --batch-tokens: samples of a step are a multiple of this; the number of ranks must divide it."""
     steps: int = 1000
     """Optimiser steps of the whole run."""
     lr: float = 2e-5

@@ -5,6 +5,7 @@ processes of a node; ``run_reader`` fetches, ``rank_batches`` checks and decodes
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +44,12 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on a device, all but its keys."""
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        tensors: dict[str, Any] = {
+            f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
         del tensors["noise_keys"]
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
 
     def clean_latents(self) -> Tensor:
         """Returns the latents (B, C, T, H, W) to train on, float32; of moments a sample."""
@@ -53,6 +57,6 @@ class Batch:
 
     def noise(self) -> Tensor:
         """Returns standard normal noise (B, C, T, H, W), float32, on the latents' device."""
-        B, channels, *size = self.latents.shape
+        channels, *size = self.latents.shape[1:]
         shape = (channels // 2 if self.moments else channels, *size)
         return standard_normal(self.noise_keys, shape, self.latents.device)

@@ -74,7 +74,7 @@ def build_columns(table: pa.Table, text_stream: str) -> BuiltIndex:
     buckets = _buckets(packed[order], sizes[order], table["fps"].to_numpy()[order], columns, shapes, identity)
     digest = hashlib.sha256()
     for array in (identity, columns.latent.shard, columns.latent.offset):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return BuiltIndex(columns=columns, shards=shards, codecs=codecs, buckets=buckets, digest=digest.hexdigest())
 
 

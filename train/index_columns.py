@@ -106,7 +106,9 @@ def node_folder(local_cache: Path | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (folder / f".probe-{secrets.token_hex(4)}").mkdir()
     except OSError as error:
-        raise InputError(f"{folder}: cannot keep the index there ({error}): name another folder: --local-cache") from None
+        raise InputError(
+            f"{folder}: cannot keep the index there ({error}): name another folder: --local-cache"
+        ) from None
     for probe in folder.glob(".probe-*"):
         shutil.rmtree(probe, ignore_errors=True)
     if folder.parent.stat().st_uid != user and local_cache is None:
@@ -148,6 +150,8 @@ def _write(folder: Path, final: Path, columns: IndexColumns, about: dict[str, An
         (temporary / _ABOUT_FILE).write_text(json.dumps(about))
         temporary.rename(final)
     except OSError as error:
-        raise InputError(f"{folder}: cannot keep the index there ({error}): name another folder: --local-cache") from None
+        raise InputError(
+            f"{folder}: cannot keep the index there ({error}): name another folder: --local-cache"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

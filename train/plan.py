@@ -1,9 +1,9 @@
 """Which samples every step trains on: a pure function of the index, the seed and the step.
 
-Each bucket is an endless stream of batches (``train.bucket_walk``). An epoch is the batches that end inside it, over all
-buckets: batch j of n of a bucket is taken at a random time between j/n and (j+1)/n of the epoch, so the buckets are mixed
-evenly, each in its own order. How many batches come before an epoch, or before a time, has a closed form, so any step
-is found without walking to it. Neither ranks nor workers play a part: a rank has some of the global batch's slots.
+Each bucket is an endless stream of batches (``train.bucket_walk``). An epoch is the batches that end inside it, over
+all buckets: batch j of n of a bucket is taken at a random time between j/n and (j+1)/n of the epoch, so the buckets are
+mixed evenly, each in its own order. How many batches come before an epoch, or before a time, has a closed form, so any
+step is found without walking to it. Neither ranks nor workers play a part: a rank has some of the global batch's slots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,9 @@ class BatchPlan:
         self._seed = seed
         self._walks = [
             BucketWalk(
-                buckets[b], batch_size=batch_sizes[b], key=int(hash_words(seed, _WALKS, b.num_frames, b.height, b.width))
+                buckets[b],
+                batch_size=batch_sizes[b],
+                key=int(hash_words(seed, _WALKS, b.num_frames, b.height, b.width)),
             )
             for b in self._buckets
         ]

@@ -107,7 +107,7 @@ class Report:
     skipped: int = 0
     """Samples that others took the place of."""
     too_long: dict[int, Array] = field(default_factory=dict)
-    """By place in the rank's batch: captions of those that do not fit into ``caption_length``, (L, bytes of D values)."""
+    """By place in the rank's batch: captions of those that exceed ``caption_length``, (L, bytes of D values)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,9 +278,9 @@ class SlotFiller:
         data = self._reader.checked(run, number, payloads, row)
         try:
             if same_type:
-                decode_into(memoryview(data), codec, out)
+                decode_into(data.data, codec, out)
             else:
-                out.copy_(decode(memoryview(data), codec, tuple(out.shape)))
+                out.copy_(decode(data.data, codec, tuple(out.shape)))
         except InputError as error:
             where = f"{self._job.shards[payloads.shard[row]]}, offset {payloads.offset[row]}"
             raise DamagedError(f"{where}: {error}: run preprocess.verify") from None

@@ -14,8 +14,8 @@ from torch import Tensor
 from shared.errors import InputError, run_entry_point
 from shared.spec import Bucket, VaeGeometry, latent_shape
 from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
-from train.draws import sample_generator
 from train.diffusion import iddpm
+from train.draws import sample_generator
 from train.model.config import STDiTConfig, config_from_values
 from train.model.stdit import STDiT
 from train.run_folder import RunDescription, read_run

@@ -89,7 +89,7 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
 
 
 def require_same_index(index: SampleIndex, ranks: Ranks) -> None:
-    """Raises :class:`InputError` if ranks see different samples, as they do while a job adds some. All ranks call it."""
+    """Raises :class:`InputError` if ranks see different samples, as while a job adds some. All ranks call it."""
     number = float(int(index.digest[:12], 16))
     if ranks.maximum(number) != -ranks.maximum(-number):
         raise InputError(

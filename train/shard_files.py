@@ -34,7 +34,7 @@ class ShardFiles:
         try:
             descriptor = self._descriptor(path)
             while filled < len(into):
-                count = os.preadv(descriptor.number, [memoryview(into)[filled:]], offset + filled)
+                count = os.preadv(descriptor.number, [into[filled:].data], offset + filled)
                 if not count:
                     break
                 filled += count

@@ -85,7 +85,7 @@ class Where:
 
     def _refused(self, reason: str) -> InputError:
         return InputError(
-            f"--where {self._text!r}: {reason}: expected comparisons of columns, as in \"aesthetic > 5 and fps >= 24\""
+            f'--where {self._text!r}: {reason}: expected comparisons of columns, as in "aesthetic > 5 and fps >= 24"'
         )
 
     def _evaluate(self, node: ast.expr, table: pa.Table | None) -> Any:
@@ -128,9 +128,7 @@ class Where:
         self._columns[path] = None
         return None if table is None else _column(table, path)
 
-    def _compare(
-        self, left: ast.expr, kinds: list[ast.cmpop], rights: list[ast.expr], table: pa.Table | None
-    ) -> Any:
+    def _compare(self, left: ast.expr, kinds: list[ast.cmpop], rights: list[ast.expr], table: pa.Table | None) -> Any:
         value, result = self._evaluate(left, table), None
         for kind, right in zip(kinds, rights, strict=True):
             if isinstance(kind, ast.In | ast.NotIn):

@@ -95,7 +95,8 @@ def _drop_shards(cache: Cache, broken: set[str]) -> Iterator[str]:
     remove_samples(cache, whole)
     for shard in sorted(broken):
         count = sum(place == shard for place in whole.values())
-        yield f"{shard}: {count} samples removed; the next job encodes them again"
+        what = f"{count} samples removed; the next job encodes them again" if count else "dropped; it holds texts alone"
+        yield f"{shard}: {what}"
     for stream, samples in lacking.items():
         if samples:
             _take_texts(cache, stream, samples)

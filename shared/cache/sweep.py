@@ -2,13 +2,13 @@
 
 Whoever opened the cache within the limit reads a snapshot that was the newest one at that time, and what it does not
 cover. So the *base* is the newest snapshot that is older than the limit; it and all later ones stay with what they
-name, and so do the fragments that the base does not cover and the shards that these name. All else goes, if it is older
-than the limit itself: a running job's shard may be waiting for its fragment.
+name, and so do the fragments that the base does not cover and the shards that these name. All else goes, if it is
+older than the limit itself: a running job's shard may be waiting for its fragment.
 
-Before anything is deleted, what the snapshots name is looked for: where it is missing, old files may be all that there
-is to mend the cache with. Deleted are first old snapshots, then covered fragments, then parts, then shards: what is left
-after a crash is a cache with less to sweep. Directly before its shards go, each folder is listed again, since a job that
-encodes a killed job's shard once more gives it the same name.
+Before anything is deleted, what the snapshots name is looked for: where it is missing, old files may be all that is
+there to mend the cache with. Deleted are first old snapshots, then covered fragments, then parts, then shards: what is
+left after a crash is a cache with less to sweep. Directly before its shards go, each folder is listed again, since a
+job that encodes a killed job's shard once more gives it the same name.
 """
 
 import re

@@ -112,6 +112,43 @@ def _encoding_actors(head: RayHead) -> list[int]:
     ]
 
 
+def test_a_disk_that_fills_up_gives_one_line_and_the_job_goes_on_when_there_is_room(
+    demo_cache: Path, preprocess: Command, clips_folder: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        result = preprocess(*demo_options(clips_folder, small / "cache"))
+        assert result.returncode == 2
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1
+        assert "No space left on device" in errors[0]
+        assert "Traceback" not in result.stderr
+        assert list(Cache.open(small / "cache").store.leftovers()) == []
+        assert 0 < len(Cache.open(small / "cache").read_index()) < 12
+        subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
+        assert preprocess(*demo_options(clips_folder, small / "cache")).returncode == 0
+        assert shards(small / "cache") == shards(demo_cache)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_two_jobs_on_one_cache_make_what_one_makes(
+    demo_cache: Path, ray_head: RayHead, clips_folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-m", "preprocess", *map(str, demo_options(clips_folder, cache)), "--workers", "1"]
+    jobs = [subprocess.Popen(command, cwd=ROOT, env=ray_head.environment) for _ in range(2)]
+    assert [job.wait(timeout=400) for job in jobs] == [0, 0]
+    assert shards(cache) == shards(demo_cache)
+    index = Cache.open(cache).read_index()
+    assert len(index) == 12
+    assert len(list(cache.glob("index/*"))) == len(list(demo_cache.glob("index/*")))
+
+
 def test_one_more_clip_costs_one_more_clip(
     demo_cache: Path, preprocess: Command, clips_folder: Path, tmp_path: Path
 ) -> None:

@@ -77,7 +77,8 @@ def write_cache(
     generator = torch.Generator().manual_seed(seed)
     for bucket, count in samples.items():
         made = [
-            _sample(f"{bucket}-{seed}-{i}", bucket, generator, captions_per_sample, latent_channels) for i in range(count)
+            _sample(f"{bucket}-{seed}-{i}", bucket, generator, captions_per_sample, latent_channels)
+            for i in range(count)
         ]
         for i, sample in enumerate(made):
             object.__setattr__(sample, "source", f"{bucket}-{seed}-{i // clips_per_source}.mp4")

@@ -38,7 +38,10 @@ def write_large_index(root: Path, num_rows: int) -> Cache:
 
 def _table(rows: np.ndarray, size: int, latent_bytes: int, text_bytes: int, checksums: tuple[int, int]) -> pa.Table:
     count = len(rows)
-    names = [f"shards/shard-{number:06d}.tar" for number in range(rows[0] // SAMPLES_A_SHARD, rows[-1] // SAMPLES_A_SHARD + 1)]
+    names = [
+        f"shards/shard-{number:06d}.tar"
+        for number in range(rows[0] // SAMPLES_A_SHARD, rows[-1] // SAMPLES_A_SHARD + 1)
+    ]
     codes = rows // SAMPLES_A_SHARD - rows[0] // SAMPLES_A_SHARD
     shards = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names)).cast(pa.string())
     offsets = (rows % SAMPLES_A_SHARD) * size

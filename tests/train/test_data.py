@@ -32,7 +32,9 @@ def cache(tmp_path_factory):
     return write_cache(tmp_path_factory.mktemp("data") / "cache", SIZES, captions_per_sample=3, samples_per_shard=5)
 
 
-def loader_job(cache: Cache, *, rank=0, world_size=1, seed=5, batch_size=4, run_bytes=RUN_BYTES, **settings) -> LoaderJob:
+def loader_job(
+    cache: Cache, *, rank=0, world_size=1, seed=5, batch_size=4, run_bytes=RUN_BYTES, **settings
+) -> LoaderJob:
     index = SampleIndex.open(cache, run_bytes=run_bytes)
     plan = BatchPlan(index.buckets, batch_sizes=dict.fromkeys(index.buckets, batch_size), seed=seed)
     settings = {"num_levels": 1000, "caption_dropout": 0.3} | settings
@@ -130,7 +132,11 @@ def test_every_codec_in_either_container_is_delivered_as_it_is_stored(tmp_path, 
     cache = write_cache(tmp_path / "c", {Bucket(4, 32, 32): 6}, codecs=codecs, container=container)
     latents, captions = stored(cache)
     types = [torch.float32 if codec.startswith("float32") else torch.bfloat16 for codec in codecs]
-    rows = [row for batch in batches_of(cache, steps=3, batch_size=2) for row in zip(batch.latents, batch.captions, batch.mask, strict=True)]
+    rows = [
+        row
+        for batch in batches_of(cache, steps=3, batch_size=2)
+        for row in zip(batch.latents, batch.captions, batch.mask, strict=True)
+    ]
     assert len(rows) == 6
     for latent, caption, mask in rows:
         assert (latent.dtype, caption.dtype) == tuple(types)
@@ -200,7 +206,9 @@ def test_a_damaged_payload_is_one_line_that_names_shard_and_offset(tmp_path, num
     cache = write_cache(tmp_path / "cache", {Bucket(2, 32, 32): 4})
     entry = cache.read_index()["latent"][0].as_py()
     flip_byte(cache, entry)
-    with pytest.raises(InputError, match=f"{entry['shard']}, offset {entry['offset']}: found CRC32C .* corrupt") as caught:
+    with pytest.raises(
+        InputError, match=f"{entry['shard']}, offset {entry['offset']}: found CRC32C .* corrupt"
+    ) as caught:
         batches_of(cache, num_workers=num_workers)
     assert "Traceback" not in str(caught.value)
 
@@ -211,7 +219,9 @@ def test_a_shard_that_is_missing_or_cut_short_is_named(tmp_path):
     path = cache.store.local_path(entry["shard"])
     with open(path, "r+b") as file:
         file.truncate(entry["offset"] + 10)
-    with pytest.raises(InputError, match=f"{entry['shard']}, offset .*: found 10 bytes, expected .*: the shard is cut short"):
+    with pytest.raises(
+        InputError, match=f"{entry['shard']}, offset .*: found 10 bytes, expected .*: the shard is cut short"
+    ):
         batches_of(cache)
     path.unlink()
     with pytest.raises(InputError, match=f"{entry['shard']}, offset .*: the shard is missing"):
@@ -225,7 +235,9 @@ def test_skipped_samples_are_counted_and_replaced_alike_on_any_number_of_ranks(t
     in_first = [row for row in rows if row["num_frames"] == 2]
     flip_byte(cache, in_first[0]["latent"])
     flip_byte(cache, in_first[1]["latent"])
-    damaged = [latents[i] for i, row in enumerate(rows) if row["sample"] in (in_first[0]["sample"], in_first[1]["sample"])]
+    damaged = [
+        latents[i] for i, row in enumerate(rows) if row["sample"] in (in_first[0]["sample"], in_first[1]["sample"])
+    ]
     whole = batches_of(cache, steps=31, on_corrupt="skip")
     assert sum(batch.num_skipped for batch in whole) == 2 * 4  # epochs
     for batch in whole:

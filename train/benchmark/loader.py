@@ -51,7 +51,7 @@ class LoaderBenchmark:
     text_channels: int = 4096
     """Of each token."""
     codecs: tuple[str, ...] = ("bfloat16", "bfloat16+zstd", "int8@37+zstd")
-    """Of latents and, without +delta and with @30 for @37, of texts. The rivals get the first, which must be bfloat16."""
+    """Of latents and, without +delta and with @30 for @37, of texts; first bfloat16, which the rivals get."""
     batch_size: int = 32
     """Samples of a batch."""
     num_workers: int = 2
@@ -72,6 +72,8 @@ class LoaderBenchmark:
             raise InputError(f"codecs {' '.join(self.codecs)}: expected bfloat16 first, which the rivals read")
         if self.samples < 10 * self.batch_size:
             raise InputError(f"samples={self.samples}: expected at least 10 batches, {10 * self.batch_size}")
+        if self.rivals_python is not None and not self.rivals_python.is_file():
+            raise InputError(f"--rivals-python {self.rivals_python}: no such file: expected a Python, such as R/bin/python")
         if self.step_seconds and self.cache is None:
             raise InputError("step_seconds does nothing without --cache")
 
@@ -253,7 +255,9 @@ def _find_rivals(config: LoaderBenchmark) -> tuple[dict[str, str], dict[str, str
                 pythons[rival] = python
                 break
         else:
-            notes[rival] = f"not installed: python -m venv R; R/bin/pip install torch {rival}; --rivals-python R/bin/python"
+            notes[rival] = (
+                f"not installed: python -m venv R; R/bin/pip install torch {rival}; --rivals-python R/bin/python"
+            )
     return pythons, notes
 
 

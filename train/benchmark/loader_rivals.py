@@ -6,6 +6,7 @@ set up as their documentation says: a DataLoader with worker processes, shufflin
 """
 
 import glob
+import importlib
 import json
 import os
 import shutil
@@ -94,22 +95,18 @@ def read_webdataset(shards: list[str], folder: str, batch_size: int, num_workers
 
 def write_mds(shards: list[str], folder: str) -> None:
     """Writes the samples as MDS."""
-    from streaming import MDSWriter
-
     kinds = {"latent": "bytes", "caption": "bytes", "latent_shape": "str", "caption_shape": "str"}
-    with MDSWriter(out=folder, columns=kinds) as writer:
+    with importlib.import_module("streaming").MDSWriter(out=folder, columns=kinds) as writer:
         for sample in tar_samples(shards):
             writer.write(plain(sample))
 
 
 def read_mds(shards: list[str], folder: str, batch_size: int, num_workers: int) -> Iterable[Sample]:
     """mosaicml-streaming."""
-    from streaming import StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
+    importlib.import_module("streaming.base.util").clean_stale_shared_memory()
+    base: Any = importlib.import_module("streaming").StreamingDataset
 
-    clean_stale_shared_memory()
-
-    class Decoded(StreamingDataset):
+    class Decoded(base):
         def __getitem__(self, at: int) -> Sample:
             return from_bytes(super().__getitem__(at))
 
@@ -127,9 +124,7 @@ def _litdata_sample(job: tuple[str, int, int]) -> Any:
 
 def write_litdata(shards: list[str], folder: str) -> None:
     """Writes the samples as litdata's chunks."""
-    import litdata
-
-    litdata.optimize(
+    importlib.import_module("litdata").optimize(
         fn=_litdata_sample,
         inputs=[(shard, 0, 0) for shard in shards],
         output_dir=folder,
@@ -140,7 +135,7 @@ def write_litdata(shards: list[str], folder: str) -> None:
 
 def read_litdata(shards: list[str], folder: str, batch_size: int, num_workers: int) -> Iterable[Sample]:
     """litdata."""
-    import litdata
+    litdata: Any = importlib.import_module("litdata")
 
     class Decoded(litdata.StreamingDataset):
         def __getitem__(self, at: Any) -> Sample:
@@ -167,8 +162,7 @@ def drop_from_page_cache(folder: str) -> None:
 def timed(batches: Iterator[Any], *, ahead: int, cold: str | None, step_seconds: float = 0.0) -> dict[str, Any]:
     """Returns what reading the batches behind the first took.
 
-    The clock starts when the first batch is there, the workers are up and wait, and they have ``ahead`` more ready, which
-    are not counted.
+    The clock starts when the first batch is there, and the workers wait with ``ahead`` more, which are not counted.
 
     Args:
         batches: With ``latents``, ``captions`` and ``mask`` as attributes or items.

@@ -43,7 +43,9 @@ def rows(first: int, count: int, *, shard_samples: int = SHARD_SAMPLES, only_tex
     generator = np.random.default_rng(first)
     numbers = np.arange(first, first + count)
     identities = pa.array([f"{number * 0x9E3779B97F4A7C15 % (1 << 128):032x}" for number in numbers.tolist()])
-    shard = pa.array([f"shards/64x512x512/{number // shard_samples:032x}-0123456789abcdef.tar" for number in numbers.tolist()])
+    shard = pa.array(
+        [f"shards/64x512x512/{number // shard_samples:032x}-0123456789abcdef.tar" for number in numbers.tolist()]
+    )
     offset = pa.array(numbers % shard_samples * 600_000)
     crc = pa.array(generator.integers(0, 1 << 32, count))
     codec = pa.array(["int8@37+delta+zstd"]).take(pa.array(np.zeros(count, np.int64)))
@@ -53,7 +55,15 @@ def rows(first: int, count: int, *, shard_samples: int = SHARD_SAMPLES, only_tex
     shape = pa.ListArray.from_arrays(fours, pa.array(np.tile(np.array([4, 64, 64, 64], np.int32), count)))
     size = pa.array(np.full(count, 590_000))
     latent = [generation, shard, offset, size, crc, codec, shape, floats, floats]
-    caption = [identities, pa.array([f"A caption of clip {n}" for n in numbers.tolist()]), shard, offset, size, crc, codec]
+    caption = [
+        identities,
+        pa.array([f"A caption of clip {n}" for n in numbers.tolist()]),
+        shard,
+        offset,
+        size,
+        crc,
+        codec,
+    ]
     caption.append(pa.array(np.full(count, 60, np.int32)))
     captions = pa.ListArray.from_arrays(
         pa.array(np.arange(count + 1, dtype=np.int32)),

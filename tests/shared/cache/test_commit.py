@@ -17,8 +17,9 @@ from shared.cache.rows import sample_row, text_row
 from shared.codec import Codec
 from shared.errors import InputError
 from shared.stores.open import open_store
-from tests.s3 import MotoS3, S3Server
+from tests.s3 import MotoS3, S3Server, s3_environment
 from tests.shared.cache.conftest import BUCKET, PROVENANCE, ShardMaker, make_sample
+from tests.shared.stores.proxy import running_proxy
 
 CODECS = {stream: Codec.parse("bfloat16") for stream in ("latent", "text.t5")}
 
@@ -82,9 +83,13 @@ def test_a_writer_that_is_killed_after_its_fragment_has_committed(url: str, writ
 def test_an_error_while_a_shard_is_written_leaves_no_file(tmp_path: Path) -> None:
     cache = Cache.open_or_create(tmp_path / "cache", PROVENANCE)
     writer = ShardWriter(cache.store, shard_id="5" * 32, folder=str(BUCKET), container="tar", record={})
-    with pytest.raises(ZeroDivisionError), writer:
+
+    def add_and_fail() -> None:
         writer.add(*sample_row(make_sample(0), CODECS, 0))
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), writer:
+        add_and_fail()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["dataset.json"]
 
 
@@ -107,6 +112,27 @@ def test_of_many_writers_at_once_exactly_one_commits(url: str, write_shard: Shar
     (winner,) = (shard for shard in committed if shard.created)
     assert {row["latent"]["shard"] for row in cache.read_index().to_pylist()} == {winner.shard}
     assert cache.store.size(winner.shard) == winner.num_bytes
+    assert not [finding for finding in check_files(cache) if finding.is_fault]
+
+
+def test_throttling_lost_answers_and_resets_change_nothing(
+    s3: S3Server, tmp_path: Path, write_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_proxy(s3.endpoint) as proxy:
+        for name, value in s3_environment(proxy.endpoint).items():
+            monkeypatch.setenv(name, value)
+        url = f"{s3.url}/{tmp_path.name}"
+        proxy.lose_answers(1, method="PUT", part_of_path="dataset.json")
+        cache = Cache.open_or_create(url, PROVENANCE)
+        proxy.refuse(2, method="PUT", part_of_path="/shards/")
+        proxy.lose_answers(1, method="PUT", part_of_path="/shards/")
+        proxy.lose_answers(1, method="PUT", part_of_path="/index/")
+        proxy.reset(1, method="PUT", part_of_path="/index/")
+        assert write_shard(url, [0, 1, 2]).created, "its own fragment was taken for another's"
+        assert not write_shard(url, [0, 1, 2]).created
+        proxy.refuse(2, method="GET", part_of_path="/index/")
+        assert len(cache.read_index()) == 3
+        assert proxy.num_faults_left() == 0
     assert not [finding for finding in check_files(cache) if finding.is_fault]
 
 

@@ -28,7 +28,12 @@ GIGABYTE = 10**9
 def use(name: str, num_bytes: int, *, total: int | None = None, environment: str = "{}") -> ShardUse:
     return ShardUse(
         record=ShardRecord(
-            shard=f"shards/{name}", num_bytes=total or num_bytes, sha256="", kind="samples", clips_root="", environment=environment
+            shard=f"shards/{name}",
+            num_bytes=total or num_bytes,
+            sha256="",
+            kind="samples",
+            clips_root="",
+            environment=environment,
         ),
         num_samples=1,
         num_bytes=num_bytes - SAMPLE_OVERHEAD,
@@ -40,7 +45,10 @@ def names(merges: list[Any]) -> list[list[str]]:
 
 
 def test_small_shards_are_merged_up_to_the_limit_and_large_ones_stay() -> None:
-    uses = [use(f"x/{number}.tar", size) for number, size in enumerate((200_000, 250_000, 250_001, 240_000, 230_000, 240_000))]
+    uses = [
+        use(f"x/{number}.tar", size)
+        for number, size in enumerate((200_000, 250_000, 250_001, 240_000, 230_000, 240_000))
+    ]
     assert names(plan_merges(uses, 1_000_000)) == [["x/0.tar", "x/1.tar", "x/3.tar", "x/4.tar"]]
     assert names(plan_merges([*uses, use("x/9.tar", 5000)], 1_000_000))[1:] == [["x/5.tar", "x/9.tar"]]
 
@@ -68,7 +76,8 @@ def test_compaction_and_sweeping_change_nothing_that_is_read(
     cache = make_edited_cache(tmp_path / "cache", write_shard, container=container)
     before = state(cache)
     done = compact(cache, GIGABYTE)
-    assert done.num_samples == 6 and done.num_fragments == 9
+    assert done.num_samples == 6
+    assert done.num_fragments == 9
     assert state(cache) == before
     sweep(cache, timedelta(0))
     assert state(cache) == before
@@ -96,7 +105,8 @@ def test_rows_of_one_shard_stand_together_in_the_order_of_the_shard(tmp_path: Pa
     write_shard(tmp_path / "cache", [20, 21], shard_id="8" * 32, container="zarr")
     compact(cache, GIGABYTE)
     places = [(row["latent"]["shard"], row["latent"]["offset"]) for row in cache.read_index().to_pylist()]
-    assert places == sorted(places) and len({shard for shard, _ in places}) == 2
+    assert places == sorted(places)
+    assert len({shard for shard, _ in places}) == 2
 
 
 def test_a_merged_tar_has_each_sample_with_its_newest_text(tmp_path: Path, write_shard: ShardMaker) -> None:
@@ -187,7 +197,8 @@ def test_what_a_job_commits_during_compaction_is_not_lost(
     assert f"{7:032x}" in cache.read_index()["sample"].to_pylist()
     before = state(cache)
     sweep(cache, timedelta(0))
-    assert state(cache) == before and len(before[0]) == 7
+    assert state(cache) == before
+    assert len(before[0]) == 7
 
 
 def test_a_reader_that_opened_before_reads_on_after_compaction(tmp_path: Path, write_shard: ShardMaker) -> None:
@@ -249,7 +260,8 @@ def test_samples_without_the_manifests_columns_and_with_others_are_compacted_tog
     before = cache.read_index()["manifest"].to_pylist()
     compact(cache, GIGABYTE)
     after = cache.read_index()["manifest"].to_pylist()
-    assert len(after) == 6 and all(row in after for row in before)
+    assert len(after) == 6
+    assert all(row in after for row in before)
 
 
 def test_a_compacted_cache_is_converted(tmp_path: Path, write_shard: ShardMaker) -> None:
@@ -261,7 +273,8 @@ def test_a_compacted_cache_is_converted(tmp_path: Path, write_shard: ShardMaker)
 
 
 def test_sizes_are_read_with_their_units() -> None:
-    assert parse_bytes("1GB") == 10**9 and parse_bytes("256MB") == 256 * 10**6
+    assert parse_bytes("1GB") == 10**9
+    assert parse_bytes("256MB") == 256 * 10**6
     for text in ("", "1", "2GB", "0MB", "1.5GB", "GB"):
         with pytest.raises(InputError, match="expected 1MB to 1GB"):
             parse_bytes(text)

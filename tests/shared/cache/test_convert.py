@@ -52,7 +52,8 @@ def test_from_tar_to_zarr_and_back_gives_equal_bytes(tmp_path: Path, write_shard
     convert(Cache.open(root), str(tmp_path / "zarr"), "zarr")
     convert(Cache.open(tmp_path / "zarr"), str(tmp_path / "tar"), "tar")
     names = shard_names(Cache.open(root))
-    assert names == shard_names(Cache.open(tmp_path / "tar")) and len(names) == 2
+    assert names == shard_names(Cache.open(tmp_path / "tar"))
+    assert len(names) == 2
     assert all((root / name).read_bytes() == (tmp_path / "tar" / name).read_bytes() for name in names)
 
 
@@ -109,7 +110,9 @@ def test_a_corrupt_payload_is_not_converted(cache: Cache, tmp_path: Path) -> Non
     path.write_bytes(data)
     with pytest.raises(InputError, match=f"{place['shard']}, offset {place['offset']}: found CRC32C"):
         convert(cache, str(tmp_path / "target"), "zarr")
-    assert all(row["latent"]["shard"] != place["shard"] for row in Cache.open(tmp_path / "target").read_index().to_pylist())
+    assert all(
+        row["latent"]["shard"] != place["shard"] for row in Cache.open(tmp_path / "target").read_index().to_pylist()
+    )
 
 
 def test_a_target_with_something_else_in_it_is_refused(cache: Cache, tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def test_what_a_reader_within_the_limit_may_read_stays_after_compaction(edited: 
     age(edited, 25, "snapshots")
     age(edited, 25, "shards")
     swept = sweep(edited, DAY)
-    assert swept.files["covered fragments"][0] == 9 and swept.files["shards"][0] == 7
+    assert swept.files["covered fragments"][0] == 9
+    assert swept.files["shards"][0] == 7
     assert state(edited) == before
 
 
@@ -97,8 +98,10 @@ def test_earlier_snapshots_go_with_their_parts_when_a_later_one_is_old_enough(
     assert first in paths(edited)
     age(edited, 25)
     swept = sweep(edited, DAY)
-    assert swept.files["old snapshots"][0] == 1 and swept.files["files of snapshots"][0] == 3
-    assert first not in paths(edited) and state(edited) == before
+    assert swept.files["old snapshots"][0] == 1
+    assert swept.files["files of snapshots"][0] == 3
+    assert first not in paths(edited)
+    assert state(edited) == before
 
 
 def test_a_sweep_that_is_killed_at_any_deletion_leaves_a_whole_cache(
@@ -146,7 +149,8 @@ def test_a_shard_that_a_job_writes_once_more_meanwhile_stays(
 
     monkeypatch.setattr(LocalStore, "list", list_later)
     assert sweep(edited, DAY).files["shards"] == (0, 0)
-    assert not waiting and f"{9:032x}" in state(edited)[0]
+    assert not waiting
+    assert f"{9:032x}" in state(edited)[0]
 
 
 def test_shards_of_shared_texts_that_rows_of_a_fragment_name_stay(edited: Cache) -> None:
@@ -183,12 +187,14 @@ def test_a_cache_in_a_bucket_is_compacted_and_swept(
     compact(cache, GIGABYTE)
     time.sleep(1.1)  # The server's times have whole seconds.
     swept = sweep(cache, NONE)
-    assert swept.files["covered fragments"][0] == 9 and len(shard_names(cache)) == 2
+    assert swept.files["covered fragments"][0] == 9
+    assert len(shard_names(cache)) == 2
     assert state(Cache.open(cache.url)) == before
 
 
 def test_ages_are_read_with_their_units() -> None:
-    assert parse_age("90m") == timedelta(minutes=90) and parse_age("7d") == timedelta(days=7)
+    assert parse_age("90m") == timedelta(minutes=90)
+    assert parse_age("7d") == timedelta(days=7)
     for text in ("24", "h", "-1h", "1w"):
         with pytest.raises(InputError, match="expected a number and m, h or d"):
             parse_age(text)

@@ -66,4 +66,5 @@ def test_the_commands_work_together(tmp_path: Path, cache: Cache) -> None:
 def test_what_is_no_cache_is_one_line(tmp_path: Path, command: tuple[str, ...]) -> None:
     failed = run(command[0], tmp_path, *command[1:])
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ") and len(failed.stderr.splitlines()) == 1
+    assert failed.stderr.startswith("error: ")
+    assert len(failed.stderr.splitlines()) == 1

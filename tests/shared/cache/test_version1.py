@@ -20,7 +20,8 @@ VERSION1 = Path(__file__).parents[2] / "data" / "cache_v1"
 def test_a_cache_of_version_1_is_read(tmp_path: Path) -> None:
     cache = Cache.open(VERSION1)
     samples = contents(cache)
-    assert cache.version == 1 and len(samples) == 12
+    assert cache.version == 1
+    assert len(samples) == 12
     assert all(len(row["latent"]["payload"]) == row["latent"]["bytes"] for row in samples.values())
     assert cache.read_ledger().num_rows > 0
 
