@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up_gives_one_line_and_the_job_goes_on_when_there_is_r
         assert result.returncode == 2
         errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
         assert len(errors) == 1
-        assert "No space left on device" in errors[0]
+        assert "the disk is full" in errors[0]
         assert "Traceback" not in result.stderr
         assert list(Cache.open(small / "cache").store.leftovers()) == []
         assert 0 < len(Cache.open(small / "cache").read_index()) < 12

@@ -29,7 +29,7 @@ def test_a_batch_by_tokens_has_as_many_samples_as_fit(config, ranks):
         Bucket(2, 32, 32): 12,
         Bucket(3, 32, 48): 4,
     }
-    assert train(dataclasses.replace(changed, steps=3, batch_tokens=60), ranks) == 0
+    assert train(dataclasses.replace(changed, steps=3), ranks) == 0
 
 
 def test_a_condition_and_a_holdout_leave_samples_out(config, ranks):
@@ -63,6 +63,7 @@ def test_settings_that_do_not_fit_are_refused(changes, complaint, tmp_path):
         TrainConfig(cache="c", output=tmp_path, **changes)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_every_reader_cold_and_warm(tmp_path, capsys):
     options = ("--samples 40 --batch-size 4 --bucket 1x16x16 --tokens 4 --text-channels 16 --repeats 1").split()
     output = tmp_path / "result.json"
