@@ -108,6 +108,8 @@ class SampleIndex:
             table = _read_rows(cache, paths, selection)
             _check_texts(cache, table)
             built = build_columns(table, TEXT)
+            del table
+            pa.default_memory_pool().release_unused()
             return built.columns, {
                 "shards": built.shards,
                 "codecs": built.codecs,

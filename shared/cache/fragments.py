@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from shared.cache import layout, version1
 from shared.cache.ranged_file import RangedFile
-from shared.cache.schema import FORMAT_VERSION, SAMPLE, SHARED_TEXT, parquet_bytes
+from shared.cache.schema import FORMAT_VERSION, SAMPLE, SHARED_TEXT, concat_rows, parquet_bytes
 from shared.errors import InputError
 from shared.stores.store import Store
 
@@ -159,7 +159,7 @@ def read_rows(store: Store, paths: Sequence[str], columns: Sequence[str] | None 
     tables = [table for table in tables if not _is_shared(table)]
     if not tables:
         return SAMPLE.empty_table()
-    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables], promote_options="permissive")
+    return concat_rows([table.replace_schema_metadata(None) for table in tables])
 
 
 def read_shared_texts(store: Store, paths: Sequence[str]) -> pa.Table:

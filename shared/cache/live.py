@@ -18,7 +18,7 @@ from shared.cache import layout
 from shared.cache.dataset import Cache
 from shared.cache.fragments import Record, read_row_group, scan_fragment
 from shared.cache.resolve import resolve
-from shared.cache.schema import REMOVED, SAMPLE
+from shared.cache.schema import REMOVED, SAMPLE, concat_rows
 from shared.stores.store import Store
 
 Rows = npt.NDArray[np.int64]
@@ -97,7 +97,7 @@ def find_live(cache: Cache, paths: Sequence[str]) -> LiveRows:
         latent=_row_numbers(live, layout.LATENT_STREAM),
         texts={stream: _row_numbers(live, stream) for stream in text_streams},
         removed=_removed(table),
-        schema=pa.unify_schemas([SAMPLE, *schemas], promote_options="permissive"),
+        schema=concat_rows([schema.empty_table() for schema in [SAMPLE, *schemas]]).schema,
         shared=tuple(path for path, fragment in named if fragment.is_shared),
         records={path: fragment.record for path, fragment in named},
     )
@@ -193,7 +193,7 @@ class RowReader:
             tables.append(self._group(group).take(pa.array(ordered[start:end] - first_row)))
         if not tables:
             return self._live.schema.empty_table()
-        table = pa.concat_tables(tables, promote_options="permissive")
+        table = concat_rows(tables)
         if (order[1:] > order[:-1]).all():
             return table
         return table.take(pa.array(np.argsort(order)))

@@ -4,9 +4,12 @@ A stream is one struct column of the index, named after the stream. A fragment h
 it lacks is null where fragments are read together.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shared.cache.layout import is_text
@@ -78,6 +81,51 @@ LEDGER = pa.schema(
 def stream_type(stream: str) -> pa.StructType:
     """Returns the type of a stream's column."""
     return TEXT if is_text(stream) else LATENT
+
+
+def concat_rows(tables: Sequence[pa.Table]) -> pa.Table:
+    """Returns rows of the index one behind another, with the columns of all; what a table lacks is null.
+
+    A column of the manifest may hold numbers in one job and text in another: it is text then.
+
+    Args:
+        tables: At least one.
+    """
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        kinds: dict[str, set[str]] = defaultdict(set)
+        for table in tables:
+            for field in _manifest_fields(table.schema):
+                kinds[field.name].add(_kind(field.type))
+        mixed = {name for name, found in kinds.items() if len(found - {"null"}) > 1}
+        return pa.concat_tables([_with_texts(table, mixed) for table in tables], promote_options="permissive")
+
+
+def _manifest_fields(schema: pa.Schema) -> list[pa.Field]:
+    return list(schema.field(MANIFEST).type) if MANIFEST in schema.names else []
+
+
+def _kind(kind: pa.DataType) -> str:
+    return "number" if pa.types.is_floating(kind) or pa.types.is_integer(kind) else str(kind)
+
+
+def _with_texts(table: pa.Table, names: set[str]) -> pa.Table:
+    """Returns rows whose manifest columns of these names are text."""
+    fields = _manifest_fields(table.schema)
+    if not names & {field.name for field in fields}:
+        return table
+    wanted = [field.with_type(pa.string()) if field.name in names else field for field in fields]
+    chunks = [
+        pa.StructArray.from_arrays(
+            [pc.struct_field(chunk, old.name).cast(new.type) for old, new in zip(fields, wanted, strict=True)],
+            fields=wanted,
+            mask=chunk.is_null(),
+        )
+        for chunk in table[MANIFEST].chunks
+    ]
+    column = pa.chunked_array(chunks, pa.struct(wanted))
+    return table.set_column(table.column_names.index(MANIFEST), MANIFEST, column)
 
 
 def rows_table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from shared.cache import layout
 from shared.cache.fragments import Record, covers_record, fragment_bytes, parts_record, read_table
-from shared.cache.schema import FORMAT_VERSION
+from shared.cache.schema import FORMAT_VERSION, concat_rows
 from shared.stores.store import Store
 
 SHARDS = pa.schema(
@@ -173,7 +173,7 @@ class PartWriter:
 
     def add(self, rows: pa.Table) -> None:
         """Appends rows of samples, their columns those of the schema or some of them."""
-        unified = pa.concat_tables([self._schema.empty_table(), rows], promote_options="permissive")
+        unified = concat_rows([self._schema.empty_table(), rows])
         self._waiting.append(unified.select(self._schema.names).replace_schema_metadata(None))
         self._num_waiting += rows.num_rows
         if self._num_waiting >= PART_ROWS:

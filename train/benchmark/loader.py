@@ -73,7 +73,9 @@ class LoaderBenchmark:
         if self.samples < 10 * self.batch_size:
             raise InputError(f"samples={self.samples}: expected at least 10 batches, {10 * self.batch_size}")
         if self.rivals_python is not None and not self.rivals_python.is_file():
-            raise InputError(f"--rivals-python {self.rivals_python}: no such file: expected a Python, such as R/bin/python")
+            raise InputError(
+                f"--rivals-python {self.rivals_python}: no such file: expected a Python, such as R/bin/python"
+            )
         if self.step_seconds and self.cache is None:
             raise InputError("step_seconds does nothing without --cache")
 

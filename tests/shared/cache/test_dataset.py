@@ -1,6 +1,7 @@
 """Opening a cache, and what is refused."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,12 +11,16 @@ import pytest
 import torch
 
 from shared.cache.card import card, write_card
+from shared.cache.commit import ShardWriter
+from shared.cache.compact import compact
 from shared.cache.dataset import Cache, check_is_cache_or_empty
 from shared.cache.ledger import Refusal, write_ledger
 from shared.cache.null_caption import read_null_caption, write_null_caption
+from shared.cache.rows import sample_row
+from shared.codec import Codec
 from shared.errors import InputError
 from shared.stores.open import open_store
-from tests.shared.cache.conftest import PROVENANCE, ShardMaker
+from tests.shared.cache.conftest import BUCKET, PROVENANCE, ShardMaker, make_sample
 
 
 def test_a_cache_opens_again_with_what_it_was_made_with(cache: Cache) -> None:
@@ -130,6 +135,21 @@ def test_only_the_columns_asked_for_are_read(cache: Cache) -> None:
     assert set(table.column_names) == {"sample", "fps", "latent", "text.t5", "manifest"}
     assert table["latent"][0].as_py().keys() == {"generation", "offset"}
     assert table["manifest"].to_pylist() == [{"camera": "still"}] * 4
+
+
+def test_a_column_of_the_manifest_that_changes_its_type_is_text(cache: Cache) -> None:
+    sample = dataclasses.replace(make_sample(7), manifest={"aesthetic": "good", "camera": None, "flow": 1.0})
+    codecs = {stream: Codec.parse("bfloat16") for stream in PROVENANCE}
+    with ShardWriter(cache.store, shard_id="c" * 32, folder=str(BUCKET), container="tar", record={}) as writer:
+        writer.add(*sample_row(sample, codecs, 0))
+        writer.commit()
+    expected = [
+        *({"aesthetic": f"{number / 2:g}", "camera": "still", "flow": None} for number in range(4)),
+        {"aesthetic": "good", "camera": None, "flow": 1.0},
+    ]
+    assert cache.read_index(columns=["manifest"])["manifest"].to_pylist() == expected
+    compact(cache, 10**9)
+    assert Cache.open(cache.url).read_index()["manifest"].to_pylist() == expected
 
 
 @pytest.mark.parametrize("damage", ["other columns", "another version", "cut", "empty"])
