@@ -66,7 +66,7 @@ def test_a_missing_cache_is_one_line_and_a_wrong_option_names_itself(tmp_path):
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
-    assert "none: found no such folder" in failed.stderr
+    assert "none: found no dataset.json" in failed.stderr
     wrong = run(sys.executable, "-m", "train", "--cash", tmp_path)
     assert wrong.returncode == 2
     assert "--cash" in wrong.stdout + wrong.stderr

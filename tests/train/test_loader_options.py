@@ -67,19 +67,6 @@ def test_settings_that_do_not_fit_are_refused(changes, complaint, tmp_path):
 def test_the_benchmark_measures_every_reader_cold_and_warm(tmp_path, capsys):
     options = ["--samples", "40", "--batch-size", "4", "--bucket", "1x16x16", "--repeats", "1"]
     options += ["--tokens", "4", "--text-channels", "16"]
-        "--samples",
-        "40",
-        "--batch-size",
-        "4",
-        "--bucket",
-        "1x16x16",
-        "--tokens",
-        "4",
-        "--text-channels",
-        "16",
-        "--repeats",
-        "1",
-    ]
     output = tmp_path / "result.json"
     places = ["--folder", str(tmp_path / "b"), "--output", str(output), "--rivals-python", "/nowhere/python"]
     with pytest.raises(InputError, match="--rivals-python /nowhere/python: no such file"):
