@@ -57,7 +57,7 @@ class PreprocessConfig:
     """What is stored of the VAE's posterior. mean+logvar takes twice the bytes; the trainer then samples anew each
     epoch."""
     latent_codec: Annotated[str, tyro.conf.arg(metavar="CODEC")] = "bfloat16+zstd"
-    """How latents are stored: bfloat16+zstd loses nothing of bfloat16; int8@40+delta+zstd takes half of that, with 40 dB
+    """How latents are stored: bfloat16+zstd loses nothing of bfloat16; int8@40+delta+zstd takes half of that, at 40 dB
     of signal to quantisation noise. See docs/codecs.md."""
     text_codec: Annotated[str, tyro.conf.arg(metavar="CODEC")] = "bfloat16+zstd"
     """How embeddings are stored, e.g. int8@30+zstd."""

@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 _FLOATS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MIN_BLOCK_BYTES = 16 * 1024
-_CACHED_BYTES = 128 * 1024
+_CACHED_BYTES = 256 * 1024
 _END_OF_BLOCK = zstandard.COMPRESSOBJ_FLUSH_BLOCK
 _threads = threading.local()
 
@@ -153,9 +153,10 @@ def _join_byte_planes(planes: Array, codec: Codec, out: Array) -> None:
     rows = max(1, _CACHED_BYTES // (out[0].nbytes or 1))
     for start in range(0, len(out), rows):
         bits = out[start : start + rows]
-        joined = bits.view(np.uint8).reshape(*bits.shape, width)
-        for plane in range(width):
-            joined[..., plane] = planes[plane, start : start + rows]
+        np.copyto(bits, planes[-1, start : start + rows])
+        for plane in planes[-2::-1]:
+            np.left_shift(bits, 8, out=bits)
+            np.bitwise_or(bits, plane[start : start + rows], out=bits)
         if not codec.delta:
             sign = bits << top
             np.right_shift(bits, 1, out=bits)

@@ -73,8 +73,8 @@ def _s3_credentials(url: str) -> dict[str, Any]:
         return {}
     advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     try:
-        import boto3  # type: ignore[import-untyped] # Slow to import, and seldom needed.
-        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+        import boto3
+        from botocore.exceptions import BotoCoreError
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ModuleNotFoundError:
         raise InputError(

@@ -2,8 +2,9 @@
 
 import pytest
 
+from shared.codec import Codec, raw_bytes
 from shared.errors import InputError
-from shared.spec import Bucket, VaeGeometry, latent_bytes, latent_shape, text_bytes
+from shared.spec import Bucket, VaeGeometry, latent_shape
 
 SD = VaeGeometry(latent_channels=4, spatial_stride=8)
 
@@ -11,9 +12,9 @@ SD = VaeGeometry(latent_channels=4, spatial_stride=8)
 def test_a_latent_of_64_frames_of_512_pixels_has_the_published_size() -> None:
     shape = latent_shape(Bucket(64, 512, 512), SD)
     assert shape == (4, 64, 64, 64)
-    assert latent_bytes(shape, "float32") == 4_194_304
-    assert latent_bytes(shape, "bfloat16") == 2_097_152
-    assert text_bytes(120, 4096, "bfloat16") == 983_040
+    assert raw_bytes(Codec.parse("float32"), shape) == 4_194_304
+    assert raw_bytes(Codec.parse("bfloat16"), shape) == 2_097_152
+    assert raw_bytes(Codec.parse("bfloat16"), (120, 4096)) == 983_040
 
 
 @pytest.mark.parametrize(("text", "expected"), [("16x256x256", Bucket(16, 256, 256)), ("1x8x24", Bucket(1, 8, 24))])
