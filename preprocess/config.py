@@ -123,6 +123,9 @@ class PreprocessConfig:
         for theirs, _, ours in pairs:
             if not theirs or ours not in REQUIRED_COLUMNS:
                 raise InputError(f"--columns {theirs}={ours}: expected THEIRS=OURS with OURS one of path, text")
+        for ours in REQUIRED_COLUMNS:
+            if len(names := [name for name, _, known in pairs if known == ours]) > 1:
+                raise InputError(f"--columns: {' and '.join(names)} are both to be {ours}: expected one of them")
         return {theirs: ours for theirs, _, ours in pairs}
 
     def codecs(self) -> dict[str, Codec]:

@@ -13,7 +13,7 @@ from shared.media.probe import Probe, probe
 from shared.media.video import MediaError, decode_window
 from shared.spec import Bucket
 
-_PASSING_REASONS = frozenset({"missing", "not_readable", "decoder_lost"})
+_PASSING_REASONS = frozenset({"missing", "not_readable", "decoder_lost", "no_caption_left"})
 """What may be another on the next run: such a row names no sample, so that the sample is tried again."""
 
 

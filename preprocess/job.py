@@ -217,11 +217,11 @@ def _encode_all(pool: "_Pool", work: Work, cache: Cache) -> tuple[dict[str, list
     """Encodes what is to be encoded: texts that samples share first, since the others name them."""
     shared: Mapping[str, Place] | None = None
     committed: dict[str, list[CommittedShard]] = {}
-    committed["shared"], _ = pool.encode("texts", work.shared_texts, cache, None)
+    committed["shared"], _ = pool.encode("texts", work.shared_texts, cache)
     if work.share_text:
         shared = cache.shared_texts(work.stream)
     committed["texts"], _ = pool.encode("texts", work.texts, cache, shared)
-    committed["samples"], refused = pool.encode("encoding", work.shards, cache, shared)
+    committed["samples"], refused = pool.encode("encoding", work.shards, cache, shared, work.text_ids)
     return committed, refused
 
 
@@ -305,15 +305,26 @@ class _Pool:
         return cache
 
     def encode(
-        self, what: str, tasks: Sequence[Task], cache: Cache, shared: Mapping[str, Place] | None
+        self,
+        what: str,
+        tasks: Sequence[Task],
+        cache: Cache,
+        shared: Mapping[str, Place] | None = None,
+        text_ids: Mapping[str, str] | None = None,
     ) -> tuple[list[CommittedShard], list[Refusal]]:
         """Encodes all tasks into the cache. Returns what was committed and what was refused on the way.
+
+        Args:
+            what: For the progress bar.
+            tasks: What to encode.
+            cache: Where to.
+            shared: Where texts lie that samples share, by their identities.
+            text_ids: The identities of captions, where samples name shared texts.
 
         Raises:
             RayActorError: if a shard's worker died three times.
         """
         queue = deque(tasks)
-        places = None if shared is None else ray.put(shared)
         attempts: Counter[str] = Counter()
         idle = [actor for actor, _ in self._started]
         running: dict[Any, _Run] = {}
@@ -323,7 +334,9 @@ class _Pool:
             while queue or running:
                 while queue and idle:
                     actor, task = idle.pop(), queue.popleft()
-                    events = actor.encode.options(num_returns="streaming").remote(self._output, task, places)
+                    events = actor.encode.options(num_returns="streaming").remote(
+                        self._output, task, _places(task, shared, text_ids or {})
+                    )
                     running[events] = _Run(actor=actor, task=task)
                 ready, _ = ray.wait(list(running))
                 run = running[ready[0]]
@@ -334,7 +347,9 @@ class _Pool:
                 except StopIteration:
                     del running[ready[0]]
                     idle.append(run.actor)
-                    committed.extend(event for event in run.events if isinstance(event, CommittedShard))
+                    committed.extend(
+                        event for event in run.events if isinstance(event, CommittedShard) and event.created
+                    )
                     refused.extend(event for event in run.events if isinstance(event, Refusal))
                 except RayActorError:
                     del running[ready[0]]
@@ -366,6 +381,20 @@ class _Run:
         if not isinstance(self.task, ShardTask):
             return _num_members(self.task) if self.events else 0
         return sum(not isinstance(event, CommittedShard) for event in self.events)
+
+
+def _places(task: Task, shared: Mapping[str, Place] | None, text_ids: Mapping[str, str]) -> dict[str, Place] | None:
+    """Returns where the shared texts of one task lie."""
+    if shared is None:
+        return None
+    if isinstance(task, ShardTask):
+        captions = (caption for sample in task.samples for caption in sample.captions)
+        ids = {text_ids[caption] for caption in captions if caption in text_ids}
+    elif isinstance(task, TextTask):
+        ids = {text.id for sample in task.samples for text in sample.captions}
+    else:
+        ids = set()
+    return {identity: shared[identity] for identity in ids}
 
 
 def _num_members(task: Task) -> int:

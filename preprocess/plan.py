@@ -1,10 +1,10 @@
 """What is to be encoded: probed clips, minus what is committed, in shards of one bucket each. Pure."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from shared.bucketing import buckets_of, shortfall
 from shared.cache.dataset import CommittedSample
@@ -13,7 +13,10 @@ from shared.cache.ledger import Refusal
 from shared.media.manifest import Clip, Value
 from shared.media.probe import Probe
 from shared.media.video import Window, centre_window
+from shared.shard_size import MAX_SHARD_BYTES
 from shared.spec import Bucket
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +75,7 @@ def make_plan(
     buckets_per_clip: Literal["best", "all"],
     frame_interval: int,
     shard_samples: Callable[[Bucket], int],
+    sample_bytes: Callable[[Bucket, int], int],
     streams: Collection[str],
     committed: Mapping[str, CommittedSample],
     removed: Mapping[str, int],
@@ -86,6 +90,7 @@ def make_plan(
         buckets_per_clip: Into the best bucket that a clip fills, or into all.
         frame_interval: Source frames from one taken frame to the next.
         shard_samples: Samples a shard of a bucket, at most.
+        sample_bytes: Of a sample in a bucket with so many captions, before entropy coding; a shard has 1 GB at most.
         streams: What the shards will hold.
         committed: The samples that are in the cache, by their identities.
         removed: Of samples that were removed once, the generation of their latest removal.
@@ -110,11 +115,11 @@ def make_plan(
     tasks = []
     for bucket in buckets:
         for generation in sorted(g for b, g in groups if b == bucket):
-            samples, size = groups[bucket, generation], shard_samples(bucket)
-            for start in range(0, len(samples), size):
-                chunk = tuple(samples[start : start + size])
+            samples = groups[bucket, generation]
+            sizes = [sample_bytes(bucket, len(sample.captions)) for sample in samples]
+            for chunk in chunks(samples, sizes, shard_samples(bucket)):
                 identity = shard_id((s.sample for s in chunk), streams=streams, generation=generation)
-                tasks.append(ShardTask(shard_id=identity, bucket=bucket, samples=chunk, generation=generation))
+                tasks.append(ShardTask(shard_id=identity, bucket=bucket, samples=tuple(chunk), generation=generation))
     versions = {clip.source: facts.version for clip, facts in clips}
     return Plan(
         tasks=tuple(tasks),
@@ -127,6 +132,24 @@ def make_plan(
             if known.source not in sources or versions.get(known.source, known.source_version) != known.source_version
         ),
     )
+
+
+def chunks(items: Sequence[Item], sizes: Sequence[int], most: int) -> Iterator[Sequence[Item]]:
+    """Yields the items of each shard: at most so many, and at most 1 GB if more than one.
+
+    Args:
+        items: In their order.
+        sizes: Bytes of each.
+        most: Items a shard.
+    """
+    start, total = 0, 0
+    for number, size in enumerate(sizes):
+        if number > start and (number - start == most or total + size > MAX_SHARD_BYTES):
+            yield items[start:number]
+            start, total = number, 0
+        total += size
+    if items:
+        yield items[start:]
 
 
 def _sample_task(clip: Clip, facts: Probe, bucket: Bucket, frame_interval: int) -> SampleTask:

@@ -1,10 +1,10 @@
 """Which texts are to be encoded by themselves: changed captions, a new text encoder, texts that samples share. Pure."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from preprocess.plan import chunks
 from shared.cache.dataset import CommittedSample
 from shared.cache.identity import shard_id, text_id
 
@@ -82,14 +82,22 @@ def changed_texts(
     return changed
 
 
-def text_tasks(changed: Sequence[SampleTexts], *, stream: str, shard_samples: int) -> list[TextTask]:
-    """Returns shards of new texts of committed samples."""
+def text_tasks(changed: Sequence[SampleTexts], *, stream: str, shard_samples: int, text_bytes: int) -> list[TextTask]:
+    """Returns shards of new texts of committed samples.
+
+    Args:
+        changed: What to encode.
+        stream: Of the texts.
+        shard_samples: Samples a shard, at most.
+        text_bytes: Of a caption before entropy coding; a shard has 1 GB at most.
+    """
     by_generation: dict[int, list[SampleTexts]] = defaultdict(list)
     for texts in changed:
         by_generation[texts.generation].append(texts)
     tasks = []
     for generation, samples in sorted(by_generation.items()):
-        for chunk in _chunks(samples, shard_samples):
+        sizes = [text_bytes * len(texts.captions) for texts in samples]
+        for chunk in chunks(samples, sizes, shard_samples):
             members = [part for texts in chunk for part in (texts.sample, *(text.id for text in texts.captions))]
             identity = shard_id(members, streams=[stream], generation=generation)
             tasks.append(TextTask(shard_id=identity, samples=tuple(chunk)))
@@ -97,16 +105,11 @@ def text_tasks(changed: Sequence[SampleTexts], *, stream: str, shard_samples: in
 
 
 def shared_text_tasks(
-    captions: Iterable[Caption], stored: Collection[str], *, stream: str, shard_texts: int
+    captions: Iterable[Caption], stored: Collection[str], *, stream: str, shard_texts: int, text_bytes: int
 ) -> list[SharedTextTask]:
-    """Returns shards of the texts that are not stored yet, each distinct one once."""
-    missing = {text.id: text for text in captions if text.id not in stored}
+    """Returns shards of the texts that are not stored yet, each distinct one once. Arguments as above."""
+    missing = list({text.id: text for text in captions if text.id not in stored}.values())
     return [
         SharedTextTask(shard_id=shard_id((text.id for text in chunk), streams=[stream]), captions=tuple(chunk))
-        for chunk in _chunks(list(missing.values()), shard_texts)
+        for chunk in chunks(missing, [text_bytes] * len(missing), shard_texts)
     ]
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -1,13 +1,11 @@
 """All that a job has to do: clips to encode, texts to encode by themselves, samples that are stale."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from preprocess.config import PreprocessConfig
 from preprocess.plan import ShardTask, make_plan
 from preprocess.text_plan import (
-    Caption,
-    SampleTexts,
     SharedTextTask,
     TextTask,
     changed_texts,
@@ -40,6 +38,8 @@ class Work:
     """Texts that samples share and that are not stored yet."""
     texts: Sequence[TextTask]
     """New texts of committed samples."""
+    text_ids: Mapping[str, str]
+    """If texts are shared, the identities of the captions of the shards' samples of which cleaning leaves something."""
     shards: Sequence[ShardTask]
     """Samples to encode."""
     refusals: Sequence[Refusal]
@@ -76,6 +76,7 @@ def find_work(config: PreprocessConfig, manifest: Manifest, probed: Sequence[tup
         buckets_per_clip=config.buckets_per_clip,
         frame_interval=config.frame_interval,
         shard_samples=lambda bucket: _shard_samples(config, bucket, cache.provenance),
+        sample_bytes=lambda bucket, num_captions: _sample_bytes(config, bucket, num_captions, cache.provenance),
         streams=config.streams(),
         committed=committed,
         removed=removed,
@@ -83,16 +84,31 @@ def find_work(config: PreprocessConfig, manifest: Manifest, probed: Sequence[tup
     )
     wanted = _known_sources(manifest, committed) if config.only_texts else plan.committed
     changed = changed_texts([(sample, clip.captions) for sample, clip in wanted], committed, clean)
+    text_bytes = _text_bytes(config, cache.provenance)
     shared_tasks: list[SharedTextTask] = []
+    text_ids: dict[str, str] = {}
     if config.share_text:
-        captions = _all_captions(changed, (sample.captions for task in plan.tasks for sample in task.samples), clean)
-        stored = cache.shared_texts(config.text_stream)
-        shared_tasks = shared_text_tasks(captions, stored, stream=config.text_stream, shard_texts=_TEXTS_A_SHARD)
+        captions = {caption for task in plan.tasks for sample in task.samples for caption in sample.captions}
+        texts = [text for caption in sorted(captions) for text in identify([caption], clean)]
+        text_ids = {text.caption: text.id for text in texts}
+        shared_tasks = shared_text_tasks(
+            [*(text for sample in changed for text in sample.captions), *texts],
+            cache.shared_texts(config.text_stream),
+            stream=config.text_stream,
+            shard_texts=_TEXTS_A_SHARD,
+            text_bytes=text_bytes,
+        )
     return Work(
         stream=config.text_stream,
         share_text=config.share_text,
         shared_texts=shared_tasks,
-        texts=text_tasks(changed, stream=config.text_stream, shard_samples=config.shard_samples or _TEXTS_A_SHARD),
+        texts=text_tasks(
+            changed,
+            stream=config.text_stream,
+            shard_samples=config.shard_samples or _TEXTS_A_SHARD,
+            text_bytes=text_bytes,
+        ),
+        text_ids=text_ids,
         shards=plan.tasks,
         refusals=plan.refusals,
         num_committed=len(wanted),
@@ -106,27 +122,27 @@ def _known_sources(manifest: Manifest, committed: dict[str, CommittedSample]) ->
     return [(sample, clips[known.source]) for sample, known in committed.items() if known.source in clips]
 
 
-def _all_captions(
-    changed: Iterable[SampleTexts], new: Iterable[Sequence[str]], clean: Callable[[str], str]
-) -> list[Caption]:
-    captions = [caption for texts in changed for caption in texts.captions]
-    for texts in new:
-        captions.extend(identify(texts, clean))
-    return captions
-
-
-def _shard_samples(config: PreprocessConfig, bucket: Bucket, provenance: Provenance) -> int:
-    """Returns how many samples of a bucket a shard has at most."""
-    latent, text = provenance[LATENT_STREAM], provenance[config.text_stream]
+def _sample_bytes(config: PreprocessConfig, bucket: Bucket, num_captions: int, provenance: Provenance) -> int:
+    """Returns the bytes of a sample before entropy coding, its texts of all their tokens if they are not shared."""
+    latent = provenance[LATENT_STREAM]
     geometry = VaeGeometry(
         latent_channels=latent["latent_channels"] * (2 if config.posterior == "mean+logvar" else 1),
         spatial_stride=latent["spatial_stride"],
         temporal_stride=latent["temporal_stride"],
     )
-    codecs = config.codecs()
+    text_bytes = 0 if config.share_text else num_captions * _text_bytes(config, provenance)
+    return raw_bytes(config.codecs()[LATENT_STREAM], latent_shape(bucket, geometry)) + text_bytes
+
+
+def _text_bytes(config: PreprocessConfig, provenance: Provenance) -> int:
+    text = provenance[config.text_stream]
+    return raw_bytes(config.codecs()[config.text_stream], (text["max_tokens"], text["text_channels"]))
+
+
+def _shard_samples(config: PreprocessConfig, bucket: Bucket, provenance: Provenance) -> int:
+    """Returns how many samples of a bucket a shard has at most."""
     limits = {
-        "sample_bytes": raw_bytes(codecs[LATENT_STREAM], latent_shape(bucket, geometry))
-        + raw_bytes(codecs[config.text_stream], (text["max_tokens"], text["text_channels"])),
+        "sample_bytes": _sample_bytes(config, bucket, 1, provenance),
         "sample_pixels": bucket.num_frames * bucket.height * bucket.width,
     }
     if config.shard_samples is None:

@@ -1,26 +1,34 @@
-"""From the index of a cache, a table, to columns in storage order. Pure."""
+"""From the index of a cache to columns in storage order, a row group at a time.
+
+What is read is kept as numbers, in files; of the whole index only what the order depends on is in memory at once.
+"""
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shared.cache.dataset import Cache
+from shared.cache.layout import LATENT_STREAM
+from shared.cache.live import LiveRows, read_by_groups
 from shared.cache.resolve import sample_numbers
+from shared.cache.winners import Rows
 from shared.errors import InputError
 from shared.spec import Bucket
-from train.index_columns import Array, IndexColumns, Payloads
+from train.index_columns import Array, Spool, save_column
 
 PLACE = ("shard", "offset", "bytes", "crc32c", "codec")
+_SIZE_BITS = 21
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltIndex:
-    """Columns, and what there is to know of them."""
+    """What there is to know of columns."""
 
-    columns: IndexColumns
     shards: list[str]
     codecs: list[str]
     buckets: list[dict[str, Any]]
@@ -33,49 +41,32 @@ def index_paths(text_stream: str) -> list[str]:
     """Returns the Parquet paths that :func:`build_columns` needs."""
     captions = f"{text_stream}.captions.list.element"
     return [
-        *("num_frames", "height", "width", "fps", "latent.shape"),
-        *(f"latent.{name}" for name in PLACE),
+        *("sample", "num_frames", "height", "width", "fps", f"{LATENT_STREAM}.shape"),
+        *(f"{LATENT_STREAM}.{name}" for name in PLACE),
         *(f"{captions}.{name}" for name in (*PLACE, "num_tokens")),
         f"{text_stream}.channels",
     ]
 
 
-def build_columns(table: pa.Table, text_stream: str) -> BuiltIndex:
-    """Returns the columns of a table of the index (at least one row) in storage order.
+def build_columns(cache: Cache, live: LiveRows, positions: Rows, text_stream: str, folder: Path) -> BuiltIndex:
+    """Writes the columns of live samples, in storage order, into a folder: see ``IndexColumns``.
+
+    Args:
+        cache: Opened.
+        live: Its live rows.
+        positions: Of the live samples that are taken (at least one), ascending.
+        text_stream: Whose captions are taken.
+        folder: Is there and has room for the columns and as much again while they are made.
 
     Raises:
-        InputError: if a sample lacks its latent or its texts, or a bucket's latents differ in shape.
+        InputError: if a sample lacks its texts, texts are not as the provenance says, or a bucket's latents differ in
+            shape.
     """
-    texts = _struct(table, text_stream)
-    lists = _combined(texts.field("captions"))
-    num_captions = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-    _require_complete(table, text_stream, num_captions)
-    latent = _struct(table, "latent")
-    entries = lists.flatten()
     codes = _Dictionary(), _Dictionary()
-    latents, captions = _payloads(latent, *codes), _payloads(entries, *codes)
-    shards, shard_order = codes[0].sorted()
-    codecs, codec_order = codes[1].sorted()
-    latents, captions = (_renumbered(p, shard_order, codec_order) for p in (latents, captions))
-
-    sizes = np.stack([table[name].to_numpy() for name in ("num_frames", "height", "width")], axis=1)
-    packed = (sizes.astype(np.int64) * np.array([1 << 42, 1 << 21, 1])).sum(axis=1)
-    order = np.lexsort((latents.offset, latents.shard, packed))
-    identity = sample_numbers(table["sample"])[order]
-    caption_rows = _rows_of_lists(num_captions, order)
-    columns = IndexColumns(
-        identity=identity,
-        latent=latents.take(order),
-        caption_start=np.concatenate([[0], num_captions[order].cumsum()]).astype(np.int64),
-        caption=captions.take(caption_rows),
-        num_tokens=np.asarray(entries.field("num_tokens")).astype(np.uint16)[caption_rows],
-    )
-    shapes = np.asarray(_combined(latent.field("shape")).flatten()).reshape(len(order), -1)[order]
-    buckets = _buckets(packed[order], sizes[order], table["fps"].to_numpy()[order], columns, shapes, identity)
-    digest = hashlib.sha256()
-    for array in (identity, columns.latent.shard, columns.latent.offset):
-        digest.update(np.ascontiguousarray(array).data)
-    return BuiltIndex(columns=columns, shards=shards, codecs=codecs, buckets=buckets, digest=digest.hexdigest())
+    with Spool(folder) as spool:
+        num_captions, first_caption = _spool_rows(cache, live, positions, text_stream, spool, codes)
+        _require_texts(num_captions, text_stream, spool)
+        return _save_in_order(folder, spool, codes, num_captions, first_caption)
 
 
 class _Dictionary:
@@ -97,66 +88,158 @@ class _Dictionary:
         return names, order
 
 
-def _combined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _spool_rows(
+    cache: Cache,
+    live: LiveRows,
+    positions: Rows,
+    text_stream: str,
+    spool: Spool,
+    codes: tuple[_Dictionary, _Dictionary],
+) -> tuple[Array, Array]:
+    """Spools the samples' columns, and their captions in the order in which they stand in the index.
+
+    Returns:
+        (N,) how many captions each sample has, and the number of the first.
+    """
+    text_rows = live.texts[text_stream][positions]
+    owners = np.argsort(text_rows, kind="stable")
+    text_rows = text_rows[owners]
+    with_texts = int(np.searchsorted(text_rows, 0))
+    owners, text_rows = owners[with_texts:], text_rows[with_texts:]
+    wanted = live.latent[positions], text_rows
+    num_captions, first_caption = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.int64)
+    num_spooled = 0
+    for table, ((_, base), (part, with_text)) in read_by_groups(cache.store, live, wanted, index_paths(text_stream)):
+        if len(base):
+            _spool_samples(_taken(table, base), spool, codes)
+        if len(with_text):
+            texts = _taken(table.select([text_stream]), with_text)[text_stream].combine_chunks()
+            lengths = _spool_captions(cache, text_stream, texts, spool, codes)
+            num_captions[owners[part]] = lengths
+            first_caption[owners[part]] = num_spooled + lengths.cumsum() - lengths
+            num_spooled += int(lengths.sum())
+    return num_captions, first_caption
 
 
-def _struct(table: pa.Table, name: str) -> pa.StructArray:
-    return _combined(table[name])
+def _taken(table: pa.Table, rows: Rows) -> pa.Table:
+    return table if len(rows) == table.num_rows else table.take(pa.array(rows))
 
 
-def _payloads(places: pa.StructArray, shards: _Dictionary, codecs: _Dictionary) -> Payloads:
-    return Payloads(
-        shard=shards.encode(places.field("shard")),
-        offset=np.asarray(places.field("offset")).astype(np.int64),
-        num_bytes=np.asarray(places.field("bytes")).astype(np.int64),
-        crc32c=np.asarray(pc.fill_null(places.field("crc32c"), -1)).astype(np.int64),
-        codec=codecs.encode(places.field("codec")),
-    )
+def _spool_samples(table: pa.Table, spool: Spool, codes: tuple[_Dictionary, _Dictionary]) -> None:
+    latent = table[LATENT_STREAM].combine_chunks()
+    shapes = latent.field("shape")
+    if pc.any(pc.not_equal(pc.list_value_length(shapes), 4)).as_py():
+        raise InputError("latents that have not four dimensions in the index: run preprocess.verify")
+    _spool_places("latent", latent, spool, codes)
+    spool.append("shape", np.asarray(shapes.flatten()).astype(np.int32))
+    packed = np.zeros(table.num_rows, np.int64)
+    for name in ("num_frames", "height", "width"):
+        packed = (packed << _SIZE_BITS) + table[name].to_numpy().astype(np.int64)
+    spool.append("packed", packed)
+    spool.append("fps", table["fps"].to_numpy())
+    spool.append("identity", sample_numbers(table["sample"]))
 
 
-def _renumbered(payloads: Payloads, shards: Array, codecs: Array) -> Payloads:
-    return Payloads(
-        shard=shards[payloads.shard],
-        offset=payloads.offset,
-        num_bytes=payloads.num_bytes,
-        crc32c=payloads.crc32c,
-        codec=codecs[payloads.codec].astype(np.uint8),
-    )
+def _spool_captions(
+    cache: Cache, text_stream: str, texts: pa.StructArray, spool: Spool, codes: tuple[_Dictionary, _Dictionary]
+) -> Array:
+    """Returns how many captions each row has."""
+    lists = texts.field("captions")
+    entries = lists.flatten()
+    tokens = entries.field("num_tokens")
+    _check_texts(cache, text_stream, texts.field("channels"), tokens)
+    _spool_places("caption", entries, spool, codes)
+    spool.append("num_tokens", np.asarray(tokens).astype(np.uint16))
+    return np.asarray(pc.fill_null(pc.list_value_length(lists), 0)).astype(np.int64)
 
 
-def _rows_of_lists(lengths: Array, order: Array) -> Array:
-    """Returns where the elements of lists lie once the lists are put in ``order``."""
-    starts = np.concatenate([[0], lengths.cumsum()[:-1]])
-    taken = lengths[order]
-    ends = taken.cumsum()
-    return np.arange(int(taken.sum())) - np.repeat(ends - taken, taken) + np.repeat(starts[order], taken)
+def _spool_places(name: str, places: pa.StructArray, spool: Spool, codes: tuple[_Dictionary, _Dictionary]) -> None:
+    spool.append(f"{name}_shard", codes[0].encode(places.field("shard")))
+    spool.append(f"{name}_offset", np.asarray(places.field("offset")).astype(np.int64))
+    spool.append(f"{name}_num_bytes", np.asarray(places.field("bytes")).astype(np.int64))
+    spool.append(f"{name}_crc32c", np.asarray(pc.fill_null(places.field("crc32c"), -1)).astype(np.int64))
+    spool.append(f"{name}_codec", codes[1].encode(places.field("codec")))
 
 
-def _require_complete(table: pa.Table, text_stream: str, num_captions: Array) -> None:
-    without_latent = np.flatnonzero(~np.asarray(pc.is_valid(_struct(table, "latent")).cast(pa.uint8())).astype(bool))
-    without_text = np.flatnonzero(num_captions == 0)
-    for stream, rows in (("latent", without_latent), (text_stream, without_text)):
-        if len(rows):
-            raise InputError(
-                f"{len(rows)} samples have nothing in stream {stream!r}, sample {table['sample'][int(rows[0])]} among "
-                "them: run preprocess into the cache again to complete it"
-            )
+def _check_texts(cache: Cache, text_stream: str, channels: pa.Array, tokens: pa.Array) -> None:
+    provenance = cache.provenance[text_stream]
+    found = pc.unique(channels).drop_null().to_pylist()
+    if found not in ([provenance["text_channels"]], []):
+        raise InputError(
+            f"{cache.url}: caption embeddings of {found} channels, but text_channels="
+            f"{provenance['text_channels']} in its provenance: run preprocess.verify"
+        )
+    if len(tokens) and (pc.min(tokens).as_py() < 1 or pc.max(tokens).as_py() > provenance["max_tokens"]):
+        raise InputError(
+            f"{cache.url}: expected captions of 1 to {provenance['max_tokens']} tokens: run preprocess.verify"
+        )
 
 
-def _buckets(
-    packed: Array, sizes: Array, fps: Array, columns: IndexColumns, shapes: Array, identity: Array
-) -> list[dict[str, Any]]:
+def _require_texts(num_captions: Array, text_stream: str, spool: Spool) -> None:
+    rows = np.flatnonzero(num_captions == 0)
+    if len(rows):
+        raise InputError(
+            f"{len(rows)} samples have nothing in stream {text_stream!r}, sample "
+            f"{_written(spool.take('identity').reshape(-1, 2)[rows[0]])} among them: run preprocess into the cache "
+            "again to complete it"
+        )
+
+
+def _written(identity: Array) -> str:
+    return f"{identity[0]:016x}{identity[1]:016x}"
+
+
+def _save_in_order(
+    folder: Path, spool: Spool, codes: tuple[_Dictionary, _Dictionary], num_captions: Array, first_caption: Array
+) -> BuiltIndex:
+    """Writes what was spooled, a column at a time."""
+    shards, shard_order = codes[0].sorted()
+    codecs, codec_order = codes[1].sorted()
+    shard, offset = shard_order[spool.take("latent_shard")], spool.take("latent_offset")
+    packed = spool.take("packed")
+    order = np.lexsort((offset, shard, packed))
+    identity = spool.take("identity").reshape(-1, 2)[order]
+    digest = hashlib.sha256()
+    for name, column in (("identity", identity), ("latent_shard", shard[order]), ("latent_offset", offset[order])):
+        digest.update(np.ascontiguousarray(column).data)
+        save_column(folder, name, column)
+    del column, shard, offset
+    save_column(folder, "latent_crc32c", spool.take("latent_crc32c")[order])
+    save_column(folder, "latent_codec", codec_order[spool.take("latent_codec")][order].astype(np.uint8))
+
+    num_captions, first_caption = num_captions[order], first_caption[order]
+    caption_start = np.concatenate([[0], num_captions.cumsum()]).astype(np.int64)
+    save_column(folder, "caption_start", caption_start)
+    rows = np.arange(int(caption_start[-1])) + np.repeat(first_caption - caption_start[:-1], num_captions)
+    del num_captions, first_caption
+    save_column(folder, "caption_shard", shard_order[spool.take("caption_shard")][rows])
+    save_column(folder, "caption_codec", codec_order[spool.take("caption_codec")][rows].astype(np.uint8))
+    for name in ("caption_offset", "caption_crc32c", "num_tokens"):
+        save_column(folder, name, spool.take(name)[rows])
+    caption_bytes = spool.take("caption_num_bytes")[rows]
+    save_column(folder, "caption_num_bytes", caption_bytes)
+    del rows
+    latent_bytes = spool.take("latent_num_bytes")[order]
+    save_column(folder, "latent_num_bytes", latent_bytes)
+
+    sample_bytes = latent_bytes + np.add.reduceat(caption_bytes, caption_start[:-1])
+    del caption_bytes, latent_bytes, caption_start
+    shapes = spool.take("shape").reshape(len(order), -1)[order]
+    buckets = _buckets(packed[order], spool.take("fps")[order], sample_bytes, shapes, identity)
+    return BuiltIndex(shards=shards, codecs=codecs, buckets=buckets, digest=digest.hexdigest())
+
+
+def _buckets(packed: Array, fps: Array, sample_bytes: Array, shapes: Array, identity: Array) -> list[dict[str, Any]]:
     firsts = np.flatnonzero(np.concatenate([[True], packed[1:] != packed[:-1]]))
-    caption_bytes = np.add.reduceat(columns.caption.num_bytes, columns.caption_start[:-1])
     result = []
     for first, end in zip(firsts.tolist(), [*firsts[1:].tolist(), len(packed)], strict=True):
-        bucket = Bucket(*map(int, sizes[first]))
+        size, mask = int(packed[first]), (1 << _SIZE_BITS) - 1
+        bucket = Bucket(size >> 2 * _SIZE_BITS, size >> _SIZE_BITS & mask, size & mask)
         other = np.flatnonzero((shapes[first:end] != shapes[first]).any(axis=1))
         if len(other):
             row = first + int(other[0])
             raise InputError(
-                f"sample {identity[row, 0]:016x}{identity[row, 1]:016x} of bucket {bucket} has a latent of shape "
+                f"sample {_written(identity[row])} of bucket {bucket} has a latent of shape "
                 f"{tuple(shapes[row].tolist())}, others have {tuple(shapes[first].tolist())}: run preprocess.verify"
             )
         result.append(
@@ -164,7 +247,7 @@ def _buckets(
                 "bucket": str(bucket),
                 "first_row": first,
                 "num_samples": end - first,
-                "mean_bytes": float((columns.latent.num_bytes[first:end] + caption_bytes[first:end]).mean()),
+                "mean_bytes": float(sample_bytes[first:end].mean()),
                 "fps": float(np.median(fps[first:end])),
                 "latent_shape": shapes[first].tolist(),
             }

@@ -12,8 +12,10 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +118,13 @@ def node_folder(local_cache: Path | None) -> Path:
     return folder
 
 
-def build_once(
-    folder: Path, made_from: Mapping[str, Any], build: Callable[[], tuple[IndexColumns, dict[str, Any]]]
-) -> IndexFolder:
+def build_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]) -> IndexFolder:
     """Returns the index made from ``made_from``; the first process of the node to ask builds it, others wait.
 
     Args:
         folder: See :func:`node_folder`.
         made_from: JSON: all that decides what ``build`` returns.
-        build: Returns the columns and their description.
+        build: Writes the columns into a folder, returns their description.
     """
     key = hashlib.sha256(json.dumps([LAYOUT_VERSION, made_from], sort_keys=True).encode()).hexdigest()[:32]
     final = folder / key
@@ -132,26 +132,77 @@ def build_once(
         with open(folder / f"{key}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not final.is_dir():
-                _write(folder, final, *build())
+                _make(folder, final, build)
     return IndexFolder(path=final)
 
 
-def _write(folder: Path, final: Path, columns: IndexColumns, about: dict[str, Any]) -> None:
+def _make(folder: Path, final: Path, build: Callable[[Path], dict[str, Any]]) -> None:
     temporary = folder / f".tmp-{os.getpid()}-{secrets.token_hex(6)}"
-    temporary.mkdir()
     try:
-        for field in fields(columns):
-            value = getattr(columns, field.name)
-            if isinstance(value, Payloads):
-                for part in fields(value):
-                    np.save(temporary / f"{field.name}_{part.name}.npy", getattr(value, part.name))
-            else:
-                np.save(temporary / f"{field.name}.npy", value)
-        (temporary / _ABOUT_FILE).write_text(json.dumps(about))
-        temporary.rename(final)
+        with _keeping(folder):
+            temporary.mkdir()
+        about = json.dumps(build(temporary))
+        with _keeping(folder):
+            (temporary / _ABOUT_FILE).write_text(about)
+            temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _keeping(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{folder}: cannot keep the index there ({error}): name another folder: --local-cache"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_column(folder: Path, name: str, values: Array) -> None:
+    """Writes a column, named as in :class:`IndexColumns`, with the stream's name before that of a payload's.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    with _keeping(folder):
+        np.save(folder / f"{name}.npy", values)
+
+
+class Spool:
+    """Columns that grow, in files of a folder: in memory are only those that are taken. Use it in ``with``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = ExitStack()
+        self._columns: dict[str, tuple[BufferedRandom, np.dtype[Any]]] = {}
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def append(self, name: str, values: Array) -> None:
+        """Adds values to a column's end; the same type each time.
+
+        Raises:
+            InputError: if they cannot be written.
+        """
+        with _keeping(self._folder):
+            if name not in self._columns:
+                file = self._files.enter_context(open(self._folder / f"{name}.spool", "w+b"))  # noqa: SIM115
+                self._columns[name] = file, values.dtype
+            file, kind = self._columns[name]
+            assert values.dtype == kind
+            file.write(np.ascontiguousarray(values).data)
+
+    def take(self, name: str) -> Array:
+        """Returns a column's values, one behind another, and removes its file."""
+        with _keeping(self._folder):
+            file, kind = self._columns.pop(name)
+            with file:
+                file.seek(0)
+                values = np.fromfile(file, kind)
+            (self._folder / f"{name}.spool").unlink()
+        return values

@@ -2,6 +2,10 @@
 
 from collections import Counter, defaultdict
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from shared.cache import layout
 from shared.cache.dataset import Cache
 from shared.spec import Bucket
@@ -19,20 +23,15 @@ def card(cache: Cache) -> str:
     texts = [stream for stream in cache.provenance if layout.is_text(stream)]
     columns = ["num_frames", "height", "width", "source", "latent.bytes"]
     columns += [f"{stream}.captions.list.element.{name}" for stream in texts for name in ("bytes", "num_tokens")]
+    table = cache.read_index(columns=columns)
     totals: dict[Bucket, Counter[str]] = defaultdict(Counter)
-    sources = set()
-    for row in cache.read_index(columns=columns).to_pylist():
-        total = totals[Bucket(row["num_frames"], row["height"], row["width"])]
-        entries = [caption for stream in texts if row.get(stream) for caption in row[stream]["captions"]]
-        total.update(samples=1, latent_bytes=row["latent"]["bytes"], captions=len(entries))
-        total.update(text_bytes=sum(caption["bytes"] for caption in entries))
-        total.update(tokens=sum(caption["num_tokens"] for caption in entries))
-        sources.add(row["source"])
+    for batch in table.to_batches() if table.num_rows else []:
+        _count(pa.table(batch), texts, totals)
     lines = [
         "# Cached latents and text embeddings",
         "",
-        f"{sum(total['samples'] for total in totals.values()):,} samples of {len(sources):,} clips, in format version "
-        f"{cache.version} of Latentmill. Written by the job that last added to it.",
+        f"{sum(total['samples'] for total in totals.values()):,} samples of {_num_sources(table):,} clips, in format "
+        f"version {cache.version} of Latentmill. Written by the job that last added to it.",
         "",
         "| bucket | samples | latents, bytes each | captions each | tokens a caption | texts, bytes each |",
         "|---|---:|---:|---:|---:|---:|",
@@ -53,3 +52,29 @@ def card(cache: Cache) -> str:
         "WebDataset tars or Zarr v3 groups in zip files; docs/cache_format.md describes every byte.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _num_sources(table: pa.Table) -> int:
+    return int(pc.count_distinct(table["source"]).as_py()) if table.num_rows else 0
+
+
+def _count(table: pa.Table, texts: list[str], totals: dict[Bucket, Counter[str]]) -> None:
+    """Adds some rows of the index to the totals of their buckets."""
+    sizes = np.stack([table[name].to_numpy() for name in ("num_frames", "height", "width")], axis=1)
+    buckets, numbers = np.unique(sizes, axis=0, return_inverse=True)
+    rows = numbers.reshape(-1)
+    latent = table[layout.LATENT_STREAM].combine_chunks().field("bytes").to_numpy()
+    counted = {"samples": np.ones(len(rows)), "latent_bytes": latent}
+    for stream in (stream for stream in texts if stream in table.column_names):
+        captions = table[stream].combine_chunks().field("captions")
+        owners = pc.list_parent_indices(captions).to_numpy()
+        entries = captions.flatten()
+        for name, values in (
+            ("captions", np.ones(len(entries))),
+            ("text_bytes", entries.field("bytes").to_numpy()),
+            ("tokens", entries.field("num_tokens").to_numpy()),
+        ):
+            counted[name] = counted.get(name, 0) + np.bincount(owners, weights=values, minlength=len(rows))
+    for number, size in enumerate(buckets.tolist()):
+        chosen = rows == number
+        totals[Bucket(*size)].update({name: int(values[chosen].sum()) for name, values in counted.items()})

@@ -11,6 +11,8 @@ from shared.errors import InputError
 from shared.stores.open import open_store
 from shared.stores.store import Store
 
+_REMEDY = "bring it back from a copy, nothing else knows it"
+
 
 def open_for_check(url: str | Path) -> tuple[Cache, list[Finding]]:
     """Returns the cache and what is wrong with its description; then its provenance is empty.
@@ -28,24 +30,22 @@ def open_for_check(url: str | Path) -> tuple[Cache, list[Finding]]:
 
 
 def _dataset_faults(store: Store) -> list[Finding]:
+    what = ""
     try:
         Cache.open(store.url)
-        content = json.loads(store.read(layout.DATASET_FILE))
-        if all(isinstance(about, dict) for about in content["streams"].values()) and content["streams"]:
-            return []
-        what = "its streams are no objects"
     except InputError as error:
-        what = str(error).removeprefix(f"{store.url}/{layout.DATASET_FILE}: ").removeprefix(f"{store.url}: ")
-    except (ValueError, KeyError, TypeError, AttributeError):  # of a file in streams/, or of no provenance
-        if _is_object(store, layout.DATASET_FILE) and list(_stream_faults(store)):
-            return []
+        if not str(error).startswith(f"{store.url}/{layout.STREAM_FOLDER}/"):
+            what = str(error).removeprefix(f"{store.url}/{layout.DATASET_FILE}: ").removeprefix(f"{store.url}: ")
+    except (ValueError, KeyError, TypeError, AttributeError):  # Of version 1.
         what = "not the description of a cache"
-    return [Finding(path=layout.DATASET_FILE, what=f"{what}: bring it back from a copy, nothing else knows it")]
+    if not what and not json.loads(store.read(layout.DATASET_FILE))["streams"]:
+        what = "it has no streams"
+    return [Finding(path=layout.DATASET_FILE, what=f"{what}: {_REMEDY}")] if what else []
 
 
 def _stream_faults(store: Store) -> list[Finding]:
     return [
-        Finding(path=entry.path, what="not a JSON object: expected a stream's provenance", remedy="set aside")
+        Finding(path=entry.path, what=f"not a JSON object, a stream's provenance: {_REMEDY}")
         for entry in store.list(layout.STREAM_FOLDER)
         if not _is_object(store, entry.path)
     ]

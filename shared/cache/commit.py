@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from shared.cache import layout, rows
 from shared.cache.dataset import CommittedShard
-from shared.cache.fragments import Record, read_record, write_fragment
+from shared.cache.fragments import Record, fragment_path, read_record, write_fragment
 from shared.cache.rows import Row
 from shared.cache.schema import SHARED, rows_table
 from shared.cache.shard_file import ShardFile, StoredArray
 from shared.cache.tar import TarShardWriter
 from shared.cache.zarr_zip import ZarrShardWriter
+from shared.errors import InputError
 from shared.stores.store import Store
 
 
@@ -89,8 +90,14 @@ class ShardWriter:
         self._file.publish(name)
         record: Record = {**self._record, "shard": name, "shard_bytes": num_bytes, "shard_sha256": sha256}
         created = commit_rows(self._store, self._shard_id, rows_table(self._rows), record)
-        if not created and read_record(self._store, self._shard_id)["shard"] != name:
+        if not created and read_record(self._store, self._shard_id).get("shard") != name:
             self._store.delete(name)
+        if created and self._store.size(name) is None:
+            self._store.delete(fragment_path(self._shard_id))
+            raise InputError(
+                f"{self._store.url}/{name}: was swept before it was committed: this worker was paused for longer than "
+                "the age that gc keeps: run the job again"
+            )
         return CommittedShard(shard=name, num_samples=len(self._rows), num_bytes=num_bytes, created=created)
 
 

@@ -87,8 +87,7 @@ def compact(cache: Cache, shard_bytes: int) -> Compaction:
     number = 1 if files.snapshot is None else snapshot_number(files.snapshot) + 1
     work = _Compaction(cache, inventory, number)
     for stream, some in text_merges.items():
-        for merge in some:
-            work.merge_texts(stream, merge, merged)
+        work.merge_texts(stream, some, merged)
     work.write_rows(merges)
     covers = dict.fromkeys(read_covers(cache.store, files.snapshot) if files.snapshot else [])
     covers.update(dict.fromkeys(files.fragments))
@@ -156,10 +155,10 @@ def _uses(inventory: Inventory, codes: np.ndarray, num_bytes: np.ndarray, chosen
 
 @dataclass(slots=True)
 class _Moved:
-    """Texts that lie in another shard now."""
+    """Texts that lie in another shard now, one merge behind another."""
 
     positions: list[Rows] = field(default_factory=list)
-    structs: list[pa.Table] = field(default_factory=list)
+    structs: list[pa.Array] = field(default_factory=list)
 
 
 class _Compaction:
@@ -179,29 +178,31 @@ class _Compaction:
         self._named: dict[str, ShardRecord] = {}
         self._new: list[str] = []
 
-    def merge_texts(self, stream: str, merge: Merge, merged: set[str]) -> None:
-        """Writes one shard of texts that lie apart from their samples.
+    def merge_texts(self, stream: str, merges: list[Merge], merged: set[str]) -> None:
+        """Writes the shards of texts that lie apart from their samples.
 
         Args:
             stream: Of the texts.
-            merge: What becomes of what.
+            merges: What becomes of what.
             merged: The shards of samples that are rewritten: texts of theirs come home.
         """
         inventory = self._inventory
-        sources = {use.record.shard for use in merge.sources}
-        is_source = np.array([shard in sources for shard in inventory.shards] + [False], bool)
-        positions = np.flatnonzero(is_source[inventory.text_shard[stream]] & _staying_texts(inventory, stream, merged))
-        rows = self._reader.read(positions).select(["sample", stream]).to_pylist()
-        table = self._copy(merge, rows, [stream])
-        self._moved[stream].positions.append(positions)
-        self._moved[stream].structs.append(table.select([stream]))
+        by_shard = inventory.positions_by_shard(inventory.text_shard[stream])
+        staying = _staying_texts(inventory, stream, merged)
+        for merge in merges:
+            positions = np.sort(np.concatenate([by_shard[use.record.shard] for use in merge.sources]))
+            positions = positions[staying[positions]]
+            rows = self._reader.read(positions).select(["sample", stream]).to_pylist()
+            table = self._copy(merge, rows, [stream])
+            self._moved[stream].positions.append(positions)
+            self._moved[stream].structs.append(table[stream].combine_chunks())
 
     def write_rows(self, merges: list[Merge]) -> None:
         """Writes the merged shards of samples, and the rows of all shards, shard by shard in the order of names."""
         by_shard = self._inventory.positions_by_shard(self._inventory.latent_shard)
         streams = [layout.LATENT_STREAM, *self._inventory.live.texts]
         merge_of = {use.record.shard: merge for merge in merges for use in merge.sources}
-        overlays = {stream: _joined(moved) for stream, moved in self._moved.items()}
+        overlays = {stream: _Overlay(moved) for stream, moved in self._moved.items() if moved.positions}
         for shard in sorted(by_shard):
             merge = merge_of.get(shard)
             if merge is None:
@@ -287,27 +288,46 @@ def _shards_of(table: pa.Table, streams: list[str]) -> set[str]:
     return names - {None}
 
 
-def _joined(moved: _Moved) -> tuple[Rows, pa.Table] | None:
-    """Returns the positions (n,) of moved texts, ascending, and the texts in that order."""
-    if not moved.positions:
-        return None
-    positions = np.concatenate(moved.positions)
-    order = np.argsort(positions)
-    return positions[order], pa.concat_tables(moved.structs).take(pa.array(order))
+class _Overlay:
+    """The texts that one stream's merges moved, by the positions of their samples.
+
+    They are never joined: captions of more than 2 GiB do not fit one Arrow array.
+    """
+
+    def __init__(self, moved: _Moved) -> None:
+        positions = np.concatenate(moved.positions)
+        self._order = np.argsort(positions)
+        self._positions = positions[self._order]
+        self._structs = moved.structs
+        self._ends = np.cumsum([len(structs) for structs in moved.structs])
+
+    def find(self, positions: Rows) -> tuple[Rows, Rows]:
+        """Returns which of the positions have moved texts, and where those stand among all that moved."""
+        places = np.searchsorted(self._positions, positions)
+        found = np.flatnonzero(self._positions[np.minimum(places, len(self._positions) - 1)] == positions)
+        return found, self._order[places[found]]
+
+    def take(self, rows: Rows) -> pa.Array:
+        """Returns texts by their places among all that moved."""
+        merges = np.searchsorted(self._ends, rows, side="right")
+        pieces, where = [], []
+        for merge in np.unique(merges):
+            chosen = np.flatnonzero(merges == merge)
+            structs = self._structs[merge]
+            pieces.append(structs.take(pa.array(rows[chosen] - (self._ends[merge] - len(structs)))))
+            where.append(chosen)
+        return pa.concat_arrays(pieces).take(pa.array(np.argsort(np.concatenate(where))))
 
 
-def _overlaid(table: pa.Table, positions: Rows, overlays: dict[str, tuple[Rows, pa.Table] | None]) -> pa.Table:
+def _overlaid(table: pa.Table, positions: Rows, overlays: dict[str, _Overlay]) -> pa.Table:
     """Returns rows with their texts where they lie now."""
-    for stream, moved in overlays.items():
-        if moved is None or stream not in table.column_names:
-            continue
-        places = np.searchsorted(moved[0], positions)
-        found = np.flatnonzero(moved[0][np.minimum(places, len(moved[0]) - 1)] == positions)
-        if not len(found):
+    for stream, overlay in overlays.items():
+        found, rows = overlay.find(positions)
+        if stream not in table.column_names or not len(found):
             continue
         index = np.arange(table.num_rows)
         index[found] = table.num_rows + np.arange(len(found))
-        taken = moved[1][stream].take(pa.array(places[found]))
-        both = pa.chunked_array([*table[stream].chunks, *taken.chunks], taken.type)
+        taken = overlay.take(rows)
+        both = pa.chunked_array([*table[stream].chunks, taken], taken.type)
         table = table.set_column(table.column_names.index(stream), stream, both.take(pa.array(index)))
     return table

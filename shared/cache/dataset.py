@@ -4,7 +4,8 @@ What has no index fragment does not exist: readers start from the index and neve
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ Provenance = dict[str, dict[str, Any]]
 """By stream: what made it. See ``docs/cache_format.md`` for the keys."""
 
 _FORMAT_NAME = "latentmill-cache"
+_READERS = 16
+_ROWS_AT_ONCE = 1 << 14
 _INFORMATIVE = {"model"}
 """Provenance that may differ: where the weights were found matters less than their hash, which is compared."""
 
@@ -84,6 +87,7 @@ class Cache:
             version, provenance = content["version"], content["streams"]
             if content["format"] != _FORMAT_NAME:
                 raise KeyError(content["format"])
+            _check_provenance(provenance)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise InputError(
                 f"{place}: not the description of a cache ({error}): expected one made by preprocess"
@@ -94,10 +98,7 @@ class Cache:
             raise InputError(
                 f"{place}: format version {version}: this code reads 1 and {FORMAT_VERSION}: update it or the cache"
             )
-        for entry in store.list(layout.STREAM_FOLDER):
-            name = entry.path.removeprefix(f"{layout.STREAM_FOLDER}/").removesuffix(".json")
-            provenance.setdefault(name, json.loads(store.read(entry.path)))
-        return cls(store, provenance, version)
+        return cls(store, {**_added_streams(store), **provenance}, version)
 
     @classmethod
     def open_or_create(cls, url: str | Path, provenance: Provenance) -> "Cache":
@@ -108,6 +109,11 @@ class Cache:
         """
         store = open_store(url)
         check_is_cache_or_empty(store)
+        if layout.LATENT_STREAM not in provenance and store.size(layout.DATASET_FILE) is None:
+            raise InputError(
+                f"{store.url}: found no cache to add {', '.join(provenance)} to: encode clips into it first, or name "
+                "the cache that was meant"
+            )
         description = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "streams": provenance}
         _write_json(store, layout.DATASET_FILE, description)
         cache = cls.open(url)
@@ -168,7 +174,7 @@ class Cache:
         ]
         table = self._rows(names)
         samples = {}
-        for row in resolve(table).to_pylist():
+        for row in rows_of(resolve(table)):
             text = row.get(text_stream)
             samples[row["sample"]] = CommittedSample(
                 source=row["source"],
@@ -192,7 +198,8 @@ class Cache:
     def read_ledger(self) -> pa.Table:
         """Returns the refused clips, one row each, without duplicates."""
         paths = [entry.path for entry in self.store.list(layout.LEDGER_FOLDER) if entry.path.endswith(".parquet")]
-        tables = [read_table(self.store, path) for path in paths]
+        with ThreadPoolExecutor(_READERS) as pool:
+            tables = list(pool.map(lambda path: read_table(self.store, path), paths))
         table = pa.concat_tables([LEDGER.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
         return table.group_by(LEDGER.names).aggregate([]).select(LEDGER.names)
 
@@ -201,6 +208,33 @@ class Cache:
             streams = [layout.LATENT_STREAM, *(name for name in self.provenance if layout.is_text(name))]
             columns = ["sample", "removed", *(f"{stream}.generation" for stream in streams), *columns]
         return read_rows(self.store, self.index_files().paths(), columns)
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yields a table's rows; some at a time become Python objects."""
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+def _added_streams(store: Store) -> Provenance:
+    """Returns the provenance of the streams that were added after the cache was made."""
+    added = {}
+    for entry in store.list(layout.STREAM_FOLDER):
+        name = entry.path.removeprefix(f"{layout.STREAM_FOLDER}/").removesuffix(".json")
+        try:
+            added[name] = json.loads(store.read(entry.path))
+            _check_provenance(added)
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise InputError(
+                f"{store.url}/{entry.path}: not the description of a stream ({error}): bring it back"
+            ) from None
+    return added
+
+
+def _check_provenance(streams: object) -> None:
+    """Raises TypeError unless this is a description of streams."""
+    if not isinstance(streams, dict) or not all(isinstance(values, dict) for values in streams.values()):
+        raise TypeError("expected an object with the streams, each an object")
 
 
 def check_is_cache_or_empty(store: Store) -> None:

@@ -27,15 +27,17 @@ TEXT_PREFIX = "text."
 Container = Literal["tar", "zarr"]
 _SUFFIXES: dict[Container, str] = {"tar": ".tar", "zarr": ".zarr.zip"}
 
-_STREAM_NAME = re.compile(r"text\.[a-z0-9][a-z0-9_-]*$")
+_STREAM_NAME = re.compile(r"text\.[a-z0-9][a-z0-9_-]{0,30}")
 _TAR_BLOCK = 512
 _TAR_RECORD = 10_240
 
 
 def check_text_stream(name: str) -> None:
     """Raises :class:`InputError` unless ``name`` may name a stream of texts, e.g. ``text.t5``."""
-    if not _STREAM_NAME.match(name):
-        raise InputError(f"stream {name!r}: expected text.NAME with lower-case letters, digits, - and _, e.g. text.t5")
+    if not _STREAM_NAME.fullmatch(name):
+        raise InputError(
+            f"stream {name!r}: expected text.NAME, up to 31 lower-case letters, digits, - and _, e.g. text.t5"
+        )
 
 
 def is_text(stream: str) -> bool:

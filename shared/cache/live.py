@@ -3,29 +3,29 @@
 Of all rows only identities and generations are held in memory, as numbers; whole rows are read by row groups.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shared.cache import layout
 from shared.cache.dataset import Cache
-from shared.cache.fragments import Record, read_row_group, scan_fragment
-from shared.cache.resolve import resolve
+from shared.cache.fragments import Record, ScannedFragment, read_row_group, scan_fragment
 from shared.cache.schema import REMOVED, SAMPLE, concat_rows
+from shared.cache.winners import RowNumbers, winning_rows
+from shared.cache.winners import Rows as Rows
+from shared.errors import InputError
 from shared.stores.store import Store
-
-Rows = npt.NDArray[np.int64]
 
 _READERS = 16
 _GROUPS_KEPT = 48
 """Row groups of the index that are held, so that overlays in the order of what they lie over are read once."""
+_ROWS_AHEAD = 1 << 18
+"""Rows that are read before they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,77 +68,103 @@ def find_live(cache: Cache, paths: Sequence[str]) -> LiveRows:
         paths: The files of its index that count, see ``IndexFiles.paths``.
 
     Raises:
-        InputError: if one cannot be read.
+        InputError: if one cannot be read, or has texts of a stream that the cache does not know.
     """
-    text_streams = [stream for stream in cache.provenance if layout.is_text(stream)]
-    wanted = ["sample", REMOVED.name, *(f"{name}.generation" for name in (layout.LATENT_STREAM, *text_streams))]
+    streams = [layout.LATENT_STREAM, *(stream for stream in cache.provenance if layout.is_text(stream))]
+    wanted = ["sample", REMOVED.name, *(f"{stream}.generation" for stream in streams)]
+
+    def scan(path: str) -> tuple[ScannedFragment, RowNumbers | None]:
+        fragment = scan_fragment(cache.store, path, wanted)
+        _check_streams(cache, path, fragment.schema.names)
+        numbers = None if fragment.is_shared else RowNumbers.of_table(fragment.table, streams)
+        return replace(fragment, table=SAMPLE.empty_table()), numbers
+
     with ThreadPoolExecutor(_READERS) as pool:
-        scanned = list(pool.map(lambda path: scan_fragment(cache.store, path, wanted), paths))
-    named = list(zip(paths, scanned, strict=True))
-    of_samples = [(path, fragment) for path, fragment in named if not fragment.is_shared]
-    kept = {"sample", REMOVED.name, layout.LATENT_STREAM, *text_streams}
-    tables = [_selected(fragment.table, kept) for _, fragment in of_samples]
-    starts = np.cumsum([0, *(table.num_rows for table in tables)])
-    groups = [
-        (file, group) for file, (_, fragment) in enumerate(of_samples) for group in range(len(fragment.group_ends))
-    ]
-    table = pa.concat_tables([SAMPLE.empty_table(), *tables], promote_options="permissive")
-    table = _with_row_numbers(table, (layout.LATENT_STREAM, *text_streams))
-    live = resolve(table)
-    schemas = {fragment.schema.remove_metadata() for _, fragment in of_samples}
+        fragments, parts = map(list, zip(*pool.map(scan, paths), strict=True)) if paths else ([], [])
+    named = list(zip(paths, fragments, parts, strict=True))
+    of_samples = [(path, fragment) for path, fragment, part in named if part is not None]
+    shared = tuple(path for path, _, part in named if part is None)
+    num_rows = tuple(len(part) for part in parts if part is not None)
+    numbers = RowNumbers.joined([part for part in parts if part is not None], streams)
+    del named, parts
+    winners = winning_rows(numbers)
+    starts = np.cumsum([0, *num_rows])
+    schemas = dict.fromkeys(fragment.schema.remove_metadata() for _, fragment in of_samples)
     return LiveRows(
         paths=tuple(path for path, _ in of_samples),
-        num_rows=tuple(table.num_rows for table in tables),
-        groups=tuple(groups),
+        num_rows=num_rows,
+        groups=tuple(
+            (file, group) for file, (_, fragment) in enumerate(of_samples) for group in range(len(fragment.group_ends))
+        ),
         group_ends=np.array(
             [start + end for start, (_, part) in zip(starts, of_samples, strict=False) for end in part.group_ends],
             np.int64,
         ),
-        latent=_row_numbers(live, layout.LATENT_STREAM),
-        texts={stream: _row_numbers(live, stream) for stream in text_streams},
-        removed=_removed(table),
+        latent=winners.pop(layout.LATENT_STREAM),
+        texts=winners,
+        removed=_removed(numbers),
         schema=concat_rows([schema.empty_table() for schema in [SAMPLE, *schemas]]).schema,
-        shared=tuple(path for path, fragment in named if fragment.is_shared),
-        records={path: fragment.record for path, fragment in named},
+        shared=shared,
+        records={path: fragment.record for path, fragment in zip(paths, fragments, strict=True)},
     )
 
 
-def _selected(table: pa.Table, names: set[str]) -> pa.Table:
-    return table.select([name for name in table.column_names if name in names]).replace_schema_metadata(None)
-
-
-def _with_row_numbers(table: pa.Table, streams: Sequence[str]) -> pa.Table:
-    """Returns the table with the number of each row beside the generation of each of its streams."""
-    for stream in streams:
-        if stream not in table.column_names:
+def _check_streams(cache: Cache, path: str, columns: Sequence[str]) -> None:
+    """Raises :class:`InputError` where the columns of a file are of a stream that would be left out."""
+    for stream in columns:
+        if not layout.is_text(stream) or stream in cache.provenance:
             continue
-        chunks, start = [], 0
-        for chunk in table[stream].chunks:
-            rows = pa.array(np.arange(start, start + len(chunk)))
-            start += len(chunk)
-            generations = pc.struct_field(chunk, "generation")
-            chunks.append(
-                pa.StructArray.from_arrays([generations, rows], ["generation", "row"], mask=pc.is_null(chunk))
-            )
-        kind = pa.struct([("generation", pa.int32()), ("row", pa.int64())])
-        table = table.set_column(table.column_names.index(stream), stream, pa.chunked_array(chunks, kind))
-    return table
+        description = f"{layout.STREAM_FOLDER}/{stream}.json"
+        found = f"{cache.url}/{path}: has texts of the stream {stream}, which"
+        if cache.store.size(description) is not None:
+            raise InputError(f"{found} was added meanwhile: run again")
+        raise InputError(f"{found} {layout.DATASET_FILE} does not describe: bring back {description}")
 
 
-def _row_numbers(live: pa.Table, stream: str) -> Rows:
-    if stream not in live.column_names:
-        return np.full(live.num_rows, -1, np.int64)
-    rows = pa.chunked_array([pc.struct_field(chunk, "row") for chunk in live[stream].chunks], pa.int64())
-    return pc.fill_null(rows, -1).to_numpy().astype(np.int64)
-
-
-def _removed(table: pa.Table) -> pa.Table:
+def _removed(numbers: RowNumbers) -> pa.Table:
     schema = pa.schema([*SAMPLE, REMOVED])
-    if REMOVED.name not in table.column_names:
-        return schema.empty_table()
-    rows = table.select(["sample", REMOVED.name]).filter(pc.is_valid(table[REMOVED.name]))
-    grouped = rows.group_by("sample", use_threads=False).aggregate([(REMOVED.name, "max")])
+    rows = np.flatnonzero(numbers.removed >= 0)
+    table = pa.table({"sample": numbers.samples(rows), REMOVED.name: numbers.removed[rows]}).cast(schema)
+    grouped = table.group_by("sample", use_threads=False).aggregate([(REMOVED.name, "max")])
     return grouped.rename_columns({f"{REMOVED.name}_max": REMOVED.name}).select(schema.names).cast(schema)
+
+
+def read_by_groups(
+    store: Store, live: LiveRows, wanted: Sequence[Rows], columns: Sequence[str]
+) -> Iterator[tuple[pa.Table, list[tuple[slice, Rows]]]]:
+    """Yields every row group in which there are wanted rows, once, in order; some are read ahead.
+
+    Args:
+        store: The cache's.
+        live: Its live rows.
+        wanted: Lists of numbers of rows, each ascending.
+        columns: Parquet paths.
+
+    Yields:
+        The whole group's rows, and for each list of ``wanted``: which part of it lies in the group, and where there.
+    """
+    starts = np.concatenate([[0], live.group_ends[:-1]])
+    bounds = np.stack([np.searchsorted(rows, np.append(starts[:1], live.group_ends)) for rows in wanted])
+    waiting: deque[tuple[int, Future[pa.Table]]] = deque()
+    rows_ahead = 0
+
+    def taken() -> tuple[pa.Table, list[tuple[slice, Rows]]]:
+        number, future = waiting.popleft()
+        parts = [slice(begin, end) for begin, end in bounds[:, number : number + 2].tolist()]
+        places = [rows[part] - starts[number] for rows, part in zip(wanted, parts, strict=True)]
+        return future.result(), list(zip(parts, places, strict=True))
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for number in np.flatnonzero((np.diff(bounds) > 0).any(axis=0)).tolist():
+            size = int(live.group_ends[number] - starts[number])
+            while waiting and rows_ahead + size > _ROWS_AHEAD:
+                rows_ahead -= int(live.group_ends[waiting[0][0]] - starts[waiting[0][0]])
+                yield taken()
+            file, group = live.groups[number]
+            waiting.append((number, pool.submit(read_row_group, store, live.paths[file], group, columns)))
+            rows_ahead += size
+        while waiting:
+            yield taken()
 
 
 class RowReader:

@@ -53,11 +53,13 @@ def plan_merges(uses: Iterable[ShardUse], shard_bytes: int) -> list[Merge]:
     merges = []
     for _, small in sorted(groups.items()):
         waiting: list[ShardUse] = []
+        num_bytes = 0
         for use in sorted(small, key=lambda use: use.record.shard):
-            if sum(other.merged_bytes for other in waiting) + use.merged_bytes > shard_bytes:
+            if num_bytes + use.merged_bytes > shard_bytes:
                 merges.append(Merge(sources=tuple(waiting)))
-                waiting = []
+                waiting, num_bytes = [], 0
             waiting.append(use)
+            num_bytes += use.merged_bytes
         merges.append(Merge(sources=tuple(waiting)))
     return [merge for merge in merges if len(merge.sources) > 1 or _is_mostly_dead(merge.sources[0])]
 

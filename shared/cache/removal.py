@@ -5,7 +5,7 @@ from collections.abc import Collection
 import pyarrow as pa
 
 from shared.cache.commit import commit_rows
-from shared.cache.dataset import Cache
+from shared.cache.dataset import Cache, rows_of
 from shared.cache.identity import shard_id
 from shared.cache.schema import REMOVED, SAMPLE
 
@@ -21,7 +21,7 @@ def remove_samples(cache: Cache, samples: Collection[str]) -> int:
     if not chosen:
         return 0
     rows = []
-    for row in cache.read_index(columns=[]).to_pylist():
+    for row in rows_of(cache.read_index(columns=[])):
         if row["sample"] in chosen:
             generations = [value["generation"] for value in row.values() if isinstance(value, dict)]
             rows.append({"sample": row["sample"], REMOVED.name: max(generations)})

@@ -3,7 +3,8 @@
 Nothing that is sound is deleted. Files of the index that cannot be used are moved to ``broken/``, where no reader
 looks. A broken shard stays where it is until it is swept: its samples are removed by a row of the index, and encoded
 again they get a shard of another name. A sample whose latent is sound and whose texts are not keeps the latent: a row
-that gives it no texts makes the next job encode them.
+that gives it no texts makes the next job encode them. Where a stream's description is lost nothing is touched: what it
+described looks broken and is not.
 """
 
 import re
@@ -11,20 +12,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow.compute as pc
+
 from shared.cache import layout
 from shared.cache.commit import commit_rows
 from shared.cache.dataset import Cache
 from shared.cache.finding import Finding
-from shared.cache.fragments import SHARED_KIND, read_record
+from shared.cache.fragments import SHARED_KIND, read_record, scan_fragment
 from shared.cache.identity import shard_id
 from shared.cache.removal import remove_samples
 from shared.cache.repair_snapshot import mend_snapshot
 from shared.cache.rows import Row
-from shared.cache.schema import FORMAT_VERSION, rows_table
+from shared.cache.schema import FORMAT_VERSION, SHARED, rows_table
 from shared.errors import InputError
 
 BROKEN_FOLDER = "broken"
 _PART = re.compile(rf"{layout.SNAPSHOT_FOLDER}/[^/]+/")
+_SHARD = re.compile(rf"{layout.SHARD_FOLDER}/text\.[^/]+/")
 _LEFTOVER_AGE = timedelta(days=1)
 
 
@@ -36,15 +40,19 @@ def repair(cache: Cache, faults: Iterable[Finding]) -> Iterator[str]:
         faults: All that were found.
 
     Raises:
-        InputError: if the cache cannot be written, or is of an older format.
+        InputError: if the cache cannot be written, is of an older format, or lacks the description of a stream.
     """
     faults = list(faults)
     if faults and cache.version != FORMAT_VERSION:
         raise InputError(f"{cache.url}: its format version {cache.version} is read only: make it anew, or convert it")
-    if any(finding.path == layout.DATASET_FILE for finding in faults):
-        raise InputError(f"{cache.url}: without a sound {layout.DATASET_FILE} nothing is repaired: bring it back first")
+    for finding in faults:
+        if finding.path == layout.DATASET_FILE or finding.path.startswith(f"{layout.STREAM_FOLDER}/"):
+            raise _not_described(cache, finding.path)
     aside = dict.fromkeys(finding.path for finding in faults if finding.remedy == "set aside")
     broken = {finding.path for finding in faults if finding.remedy == "encode again"}
+    for path in aside:
+        for stream in sorted(_text_streams(cache, path) - cache.provenance.keys()):
+            raise _not_described(cache, f"{layout.STREAM_FOLDER}/{stream}.json")
     parts = [path for path in aside if _PART.match(path)]
     if parts and (done := mend_snapshot(cache.store, cache.index_files(), broken_parts=parts, broken_shards=())):
         yield done
@@ -57,6 +65,25 @@ def repair(cache: Cache, faults: Iterable[Finding]) -> Iterator[str]:
         if entry.modified < deadline:
             cache.store.delete(entry.path)
             yield f"{entry.path}: deleted, a leftover of more than a day"
+
+
+def _not_described(cache: Cache, path: str) -> InputError:
+    return InputError(f"{cache.url}: without a sound {path} nothing is repaired: bring it back first")
+
+
+def _text_streams(cache: Cache, path: str) -> set[str]:
+    """Returns the streams of texts that a file of the index brings, as far as it can be read."""
+    if not path.startswith(f"{layout.INDEX_FOLDER}/") and not _PART.match(path):
+        return set()
+    try:
+        fragment = scan_fragment(cache.store, path, ["sample", f"{SHARED}.shard"])
+    except (FileNotFoundError, InputError):
+        return set()
+    streams = {name for name in fragment.schema.names if layout.is_text(name)}
+    if fragment.is_shared and SHARED in fragment.table.column_names:
+        shards = pc.struct_field(fragment.table[SHARED].combine_chunks(), "shard").unique().to_pylist()
+        streams.update(shard.split("/")[1] for shard in shards if _SHARD.match(shard or ""))
+    return streams
 
 
 def _set_aside(cache: Cache, path: str) -> str:

@@ -26,7 +26,9 @@ def mend_snapshot(
 ) -> str | None:
     """Commits a snapshot without broken parts, and without broken shards and the texts in them that samples share.
 
-    Where a part is lost, fragments that are still there count again, since they may have its rows.
+    Where a part is lost, nothing is covered any more: fragments that are still there may have its rows, and what the
+    next job makes anew has the names of those that were swept. The rows of sound parts stand before those of fragments,
+    so that of equal generations they count.
 
     Returns:
         What was done; None if there is nothing to do.
@@ -39,11 +41,12 @@ def mend_snapshot(
     shards = read_shards(store, files.snapshot)
     lost = {shard.shard: shard for shard in shards if shard.shard in broken_shards}
     parts = [path for path in files.parts if path not in broken_parts]
-    uncovered = {fragment_path(shard.id) for shard in lost.values() if shard.kind == SHARED_KIND}
+    covers = read_covers(store, files.snapshot)
     if len(parts) < len(files.parts):
-        uncovered.update(files.covered)
+        covers = []
     elif not lost:
         return None
+    shared = {fragment_path(shard.id) for shard in lost.values() if shard.kind == SHARED_KIND}
     number = snapshot_number(files.snapshot) + 1
     writer = PartWriter(store, f"{layout.SNAPSHOT_FOLDER}/{number:06}-{secrets.token_hex(8)}", SHARED_TEXT)
     kept = [path for path in parts if not _rewritten(store, path, pa.array(list(lost), pa.string()), writer)]
@@ -51,12 +54,15 @@ def mend_snapshot(
         store,
         number,
         [shard for shard in shards if shard.shard not in lost],
-        covers=[path for path in read_covers(store, files.snapshot) if path not in uncovered],
+        covers=[path for path in covers if path not in shared],
         parts=[*kept, *writer.parts],
     )
     if not created:
         raise InputError(f"{store.url}: a compaction made snapshot {number} meanwhile: run --repair again")
-    return f"{files.snapshot}: snapshot {number} takes its place, without what is broken"
+    done = f"{files.snapshot}: snapshot {number} takes its place, without what is broken"
+    if any(path.rpartition("/")[2].startswith("removed-") for path in files.parts if path in broken_parts):
+        done += "; which samples were removed is known only as far as fragments say so: others of them may come back"
+    return done
 
 
 def _rewritten(store: Store, path: str, lost: pa.Array, writer: PartWriter) -> bool:

@@ -15,6 +15,8 @@ from shared.cache.layout import LATENT_STREAM, is_text
 from shared.cache.schema import REMOVED
 from shared.errors import InputError
 
+_TAKEN_AT_ONCE = 1 << 16
+
 
 def resolve(table: pa.Table) -> pa.Table:
     """Returns one row a sample, in the order of the rows that bring the latents.
@@ -40,13 +42,33 @@ def resolve(table: pa.Table) -> pa.Table:
     np.maximum.at(removed_at, groups, removed)
     winners = _winners(groups, latent, removed_at)
     base = np.sort(winners[winners >= 0])
-    result = table.take(pa.array(base)).select(kept)
+    counts = np.zeros(table.num_rows, bool)
+    counts[base] = True
+    result = table.filter(pa.array(counts)).select(kept)
     for stream in texts:
         chosen = _winners(groups, _generations(table, stream), removed_at)[groups[base]]
         if (chosen != base).any():
-            column = table[stream].take(pa.array(chosen, mask=chosen < 0))
+            column = _taken(table[stream], chosen)
             result = result.set_column(result.column_names.index(stream), stream, column)
     return result
+
+
+def _taken(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
+    """Returns the values at these rows, null where one is negative; some at a time, as Arrow joins what it takes from,
+    and strings of more than 2 GiB cannot be joined."""
+    ends = np.cumsum([len(chunk) for chunk in column.chunks])
+    pieces = []
+    for start in range(0, len(rows), _TAKEN_AT_ONCE):
+        part = rows[start : start + _TAKEN_AT_ONCE]
+        chunks = np.where(part < 0, 0, np.searchsorted(ends, part, side="right"))
+        needed = np.unique(chunks)
+        starts = np.concatenate([[0], ends[:-1]])[needed]
+        lengths = ends[needed] - starts
+        moved = np.cumsum(lengths) - lengths - starts  # from rows of the column to rows of the needed chunks
+        places = part + moved[np.searchsorted(needed, chunks)]
+        source = pa.chunked_array([column.chunk(int(number)) for number in needed], column.type)
+        pieces.extend(source.take(pa.array(places, mask=part < 0)).chunks)
+    return pa.chunked_array(pieces, column.type)
 
 
 def removed_generations(table: pa.Table) -> dict[str, int]:

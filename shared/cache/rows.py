@@ -164,7 +164,7 @@ def describe(row: Row, arrays: Mapping[str, Sequence[StoredArray]]) -> bytes:
         value, stored = row[stream], arrays.get(stream, ())
         if not layout.is_text(stream):
             streams[stream] = layout.latent_json(value["codec"], value["shape"])
-        elif len(stored) == len(value["captions"]):
+        elif stored and len(stored) == len(value["captions"]):
             streams[stream] = layout.text_json(
                 value["captions"][0]["codec"],
                 value["channels"],

@@ -7,7 +7,7 @@ older than the limit itself: a running job's shard may be waiting for its fragme
 
 Before anything is deleted, what the snapshots name is looked for: where it is missing, old files may be all that is
 there to mend the cache with. Deleted are first old snapshots, then covered fragments, then parts, then shards: what is
-left after a crash is a cache with less to sweep. Directly before its shards go, each folder is listed again, since a
+left after a crash is a cache with less to sweep. Before some hundred shards of a folder go it is listed again, since a
 job that encodes a killed job's shard once more gives it the same name.
 """
 
@@ -25,6 +25,7 @@ from shared.errors import InputError
 from shared.stores.store import Entry, Store
 
 _AT_ONCE = 16
+_SHARDS_A_LISTING = 256
 _KINDS = ("old snapshots", "covered fragments", "files of snapshots", "shards", "leftovers")
 """In the order in which they are deleted."""
 _AGE = re.compile(r"([0-9]+)([mhd])")
@@ -92,7 +93,8 @@ def _find_doomed(store: Store, cutoff: datetime) -> dict[str, list[Entry]]:
     entries.update((entry.path, entry) for entry in store.list(layout.SNAPSHOT_FOLDER))
     base = max((path for path in snapshots if entries[path].modified <= cutoff), default=None, key=snapshot_number)
     kept = [path for path in snapshots if base is None or snapshot_number(path) >= snapshot_number(base)]
-    covers = set(read_covers(store, base)) if base else set()
+    # A repair covers less than the snapshot that it mended.
+    covers = set.intersection(*(set(read_covers(store, path)) for path in kept)) if base else set()
     parts = {part for path in kept for part in read_parts(store, path)}
     shards = {record.shard: record.num_bytes for path in kept for record in read_shards(store, path)}
     for path in sorted(parts | shards.keys()):
@@ -137,11 +139,12 @@ def _delete_shards(store: Store, shards: Sequence[Entry], cutoff: datetime) -> l
     """Deletes shards that are still as old as they were, and that nothing names yet; returns those."""
     deleted: list[Entry] = []
     for folder in sorted({entry.path.rpartition("/")[0] for entry in shards}):
-        now = {entry.path: entry for entry in store.list(folder)}
-        still = [entry for entry in shards if entry.path in now and now[entry.path].modified <= cutoff]
-        still = [entry for entry in still if entry.path.rpartition("/")[0] == folder]
-        _delete(store, still)
-        deleted.extend(still)
+        within = [entry for entry in shards if entry.path.rpartition("/")[0] == folder]
+        for start in range(0, len(within), _SHARDS_A_LISTING):
+            old = {entry.path for entry in store.list(folder) if entry.modified <= cutoff}
+            still = [entry for entry in within[start : start + _SHARDS_A_LISTING] if entry.path in old]
+            _delete(store, still)
+            deleted.extend(still)
     return deleted
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from shared.cache import layout
 from shared.cache.dataset import Cache
 from shared.cache.inventory import take_inventory
+from shared.errors import InputError
 from shared.spec import Bucket
 
 
@@ -47,6 +48,9 @@ def live_shards(cache: Cache, bucket: Bucket | None = None) -> list[LiveShard]:
     Args:
         cache: Opened.
         bucket: Only of this one.
+
+    Raises:
+        InputError: if the index cannot be read, or does not say of each shard what it is.
     """
     inventory = take_inventory(cache, cache.index_files())
     by_shard = inventory.positions_by_shard(inventory.latent_shard)
@@ -55,6 +59,8 @@ def live_shards(cache: Cache, bucket: Bucket | None = None) -> list[LiveShard]:
         found = Bucket.parse(shard.split("/")[1])
         if bucket is not None and found != bucket:
             continue
+        if shard not in inventory.records:
+            raise InputError(f"{cache.url}/{shard}: rows name it, no fragment does: run preprocess.verify")
         record = inventory.records[shard]
         apart = np.zeros(len(positions), bool)
         for codes in inventory.text_shard.values():

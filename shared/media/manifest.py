@@ -8,7 +8,9 @@ true or false, and text else.
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +27,11 @@ PROBED_COLUMNS = ("num_frames", "height", "width", "aspect_ratio", "resolution",
 
 Value = float | bool | str | None
 """Of a column that is neither path nor text."""
+
+_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)?(?(1)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|NaN|inf|Infinity)")
+"""What is a number in a column of numbers; 007 and 1_000 are names."""
+_EXACT = 2**53
+"""Above, a double does not tell an integer from its neighbour."""
 
 _MAX_CHARACTERS = 5_000
 """Of a caption: far more than any token limit keeps, and little enough to be cleaned in a moment."""
@@ -77,7 +84,9 @@ def read_manifest(path: Path, *, columns: dict[str, str] | None = None, ignore: 
     mapping = {ours: theirs for theirs, ours in (columns or {}).items()}
     if set(mapping) - set(REQUIRED_COLUMNS):
         raise InputError(f"columns {columns}: expected NAME=path or NAME=text")
-    names, rows = _read_rows(path)
+    names, rows = _read_rows(path, {*ignore, *PROBED_COLUMNS})
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"manifest {path}: two columns are called {doubled[0]!r}: name each column once")
     for column in (*mapping.values(), *ignore):
         if column not in names:
             raise InputError(f"manifest {path}: no column {column!r}: found {', '.join(names)}")
@@ -98,9 +107,11 @@ def _values(texts: list[str | None]) -> list[Value]:
     present = [text for text in texts if text]
     if present and all(text in _TRUTH for text in present):
         return [_TRUTH.get(text or "") for text in texts]
-    try:
-        numbers = {text: float(text) for text in present}
-    except ValueError:
+    if not all(_NUMBER.fullmatch(text) for text in present):
+        return list(texts)
+    numbers = {text: float(text) for text in present}
+    finite = [number for number in numbers.values() if math.isfinite(number)]
+    if not finite or max(map(abs, finite)) > _EXACT:
         return list(texts)
     return [numbers[text] if text and math.isfinite(numbers[text]) else None for text in texts]
 
@@ -136,13 +147,16 @@ def _merge(manifest: Path, rows: list[tuple[str | None, str | None]], values: Ma
     return Manifest(num_rows=len(rows), clips=clips, refused=tuple(refused))
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[Sequence[str | None]]]:
+def _read_rows(path: Path, unread: Collection[str]) -> tuple[list[str], list[Sequence[str | None]]]:
     if path.suffix == ".csv":
         return _read_csv(path)
     if path.suffix == ".parquet":
         try:
             table = pq.read_table(path)
-            columns = [_texts(path, name, table[name]) for name in table.column_names]
+            columns = [
+                [None] * len(table) if name in unread else _texts(path, name, table[name])
+                for name in table.column_names
+            ]
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"manifest {path}: not readable as Parquet: {error}") from None
         return table.column_names, list(zip(*columns, strict=True))

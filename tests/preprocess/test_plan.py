@@ -1,5 +1,6 @@
 """Planning is pure: clips and their facts in, shards out."""
 
+import dataclasses
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -45,6 +46,7 @@ def plan(
         buckets_per_clip=buckets_per_clip,
         frame_interval=frame_interval,
         shard_samples=lambda _: shard_samples,
+        sample_bytes=lambda _, num_captions: num_captions * 250_000_000,
         streams=("latent", "text.t5"),
         committed=committed or {},
         removed=removed or {},
@@ -114,6 +116,13 @@ def test_a_removed_sample_is_encoded_again_in_a_shard_of_its_own_name() -> None:
     assert [(task.generation, len(task.samples)) for task in again.tasks] == [(0, 1), (3, 1)]
     whole = plan([clip("a")], removed={samples(first)[0]: 2})
     assert whole.tasks[0].shard_id != plan([clip("a")]).tasks[0].shard_id
+
+
+def test_samples_of_many_captions_do_not_make_a_shard_of_more_than_a_gigabyte() -> None:
+    many = clip("many")[0]
+    clips = [clip("a"), clip("b"), (dataclasses.replace(many, captions=("1", "2", "3", "4")), clip("many")[1])]
+    made = plan([*clips, clip("c"), clip("d"), clip("e"), clip("f")])
+    assert [[s.source for s in task.samples] for task in made.tasks] == [["a", "b"], ["many"], ["c", "d", "e", "f"]]
 
 
 def test_a_changed_file_another_bucket_and_another_interval_are_other_samples() -> None:

@@ -50,13 +50,13 @@ def test_shards_of_texts_hold_one_generation_and_are_named_by_what_they_hold() -
     texts = [
         SampleTexts(sample=f"{n}", captions=(Caption(caption="x", id=f"t{n}"),), generation=n % 2) for n in range(7)
     ]
-    tasks = text_tasks(texts, stream="text.t5", shard_samples=3)
+    tasks = text_tasks(texts, stream="text.t5", shard_samples=3, text_bytes=1)
     assert [[texts.sample for texts in task.samples] for task in tasks] == [["0", "2", "4"], ["6"], ["1", "3", "5"]]
     assert len({task.shard_id for task in tasks}) == 3
-    assert tasks[0].shard_id != text_tasks(texts, stream="text.other", shard_samples=3)[0].shard_id
+    assert tasks[0].shard_id != text_tasks(texts, stream="text.other", shard_samples=3, text_bytes=1)[0].shard_id
 
 
 def test_shared_texts_that_are_stored_are_not_encoded_again() -> None:
     captions = [Caption(caption=f"c{n % 4}", id=f"t{n % 4}") for n in range(8)]
-    tasks = shared_text_tasks(captions, {"t1"}, stream="text.t5", shard_texts=2)
+    tasks = shared_text_tasks(captions, {"t1"}, stream="text.t5", shard_texts=2, text_bytes=1)
     assert [[text.id for text in task.captions] for task in tasks] == [["t0", "t2"], ["t3"]]
