@@ -203,7 +203,7 @@ def _save_in_order(
     for name, column in (("identity", identity), ("latent_shard", shard[order]), ("latent_offset", offset[order])):
         digest.update(np.ascontiguousarray(column).data)
         save_column(folder, name, column)
-    del column, shard, offset
+    del column, shard, offset, identity
     save_column(folder, "latent_crc32c", spool.take("latent_crc32c")[order])
     save_column(folder, "latent_codec", codec_order[spool.take("latent_codec")][order].astype(np.uint8))
 
@@ -225,6 +225,7 @@ def _save_in_order(
     sample_bytes = latent_bytes + np.add.reduceat(caption_bytes, caption_start[:-1])
     del caption_bytes, latent_bytes, caption_start
     shapes = spool.take("shape").reshape(len(order), -1)[order]
+    identity = np.load(folder / "identity.npy", mmap_mode="r")
     buckets = _buckets(packed[order], spool.take("fps")[order], sample_bytes, shapes, identity)
     return BuiltIndex(shards=shards, codecs=codecs, buckets=buckets, digest=digest.hexdigest())
 

@@ -24,8 +24,8 @@ from shared.stores.store import Store
 _READERS = 16
 _GROUPS_KEPT = 48
 """Row groups of the index that are held, so that overlays in the order of what they lie over are read once."""
-_ROWS_AHEAD = 1 << 18
-"""Rows that are read before they are asked for."""
+_BATCH_ROWS = 1 << 16
+_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +132,9 @@ def _removed(numbers: RowNumbers) -> pa.Table:
 def read_by_groups(
     store: Store, live: LiveRows, wanted: Sequence[Rows], columns: Sequence[str]
 ) -> Iterator[tuple[pa.Table, list[tuple[slice, Rows]]]]:
-    """Yields every row group in which there are wanted rows, once, in order; some are read ahead.
+    """Yields the row groups in which there are wanted rows, each once, in order; small ones together.
+
+    Some are read ahead.
 
     Args:
         store: The cache's.
@@ -141,30 +143,45 @@ def read_by_groups(
         columns: Parquet paths.
 
     Yields:
-        The whole group's rows, and for each list of ``wanted``: which part of it lies in the group, and where there.
+        All rows of some groups, and for each list of ``wanted``: which part of it lies in them, and where there.
     """
-    starts = np.concatenate([[0], live.group_ends[:-1]])
-    bounds = np.stack([np.searchsorted(rows, np.append(starts[:1], live.group_ends)) for rows in wanted])
-    waiting: deque[tuple[int, Future[pa.Table]]] = deque()
-    rows_ahead = 0
+    sizes = np.diff(live.group_ends, prepend=0)
+    bounds = np.stack([np.searchsorted(rows, np.append(0, live.group_ends)) for rows in wanted])
+    counts = np.diff(bounds)
+    batches = _batches(np.flatnonzero(counts.any(axis=0)), sizes)
 
-    def taken() -> tuple[pa.Table, list[tuple[slice, Rows]]]:
-        number, future = waiting.popleft()
-        parts = [slice(begin, end) for begin, end in bounds[:, number : number + 2].tolist()]
-        places = [rows[part] - starts[number] for rows, part in zip(wanted, parts, strict=True)]
-        return future.result(), list(zip(parts, places, strict=True))
+    def joined(groups: Rows, tables: list[Future[pa.Table]]) -> tuple[pa.Table, list[tuple[slice, Rows]]]:
+        moved = live.group_ends[groups] - sizes[groups].cumsum()
+        parts = [slice(int(ends[groups[0]]), int(ends[groups[-1] + 1])) for ends in bounds]
+        places = [
+            rows[part] - np.repeat(moved, count[groups])
+            for rows, part, count in zip(wanted, parts, counts, strict=True)
+        ]
+        found = [table.result().replace_schema_metadata(None) for table in tables]
+        return concat_rows(found), list(zip(parts, places, strict=True))
 
     with ThreadPoolExecutor(_READERS) as pool:
-        for number in np.flatnonzero((np.diff(bounds) > 0).any(axis=0)).tolist():
-            size = int(live.group_ends[number] - starts[number])
-            while waiting and rows_ahead + size > _ROWS_AHEAD:
-                rows_ahead -= int(live.group_ends[waiting[0][0]] - starts[waiting[0][0]])
-                yield taken()
-            file, group = live.groups[number]
-            waiting.append((number, pool.submit(read_row_group, store, live.paths[file], group, columns)))
-            rows_ahead += size
+        waiting: deque[tuple[Rows, list[Future[pa.Table]]]] = deque()
+        for groups in batches:
+            if len(waiting) == _BATCHES_AHEAD:
+                yield joined(*waiting.popleft())
+            places = [live.groups[group] for group in groups]
+            waiting.append(
+                (groups, [pool.submit(read_row_group, store, live.paths[f], group, columns) for f, group in places])
+            )
         while waiting:
-            yield taken()
+            yield joined(*waiting.popleft())
+
+
+def _batches(groups: Rows, sizes: Rows) -> list[Rows]:
+    """Returns row groups in parts that follow each other, of one group or few rows."""
+    batches, begin, num_rows = [], 0, 0
+    for place, size in enumerate(sizes[groups].tolist()):
+        if place > begin and num_rows + size > _BATCH_ROWS:
+            batches.append(groups[begin:place])
+            begin, num_rows = place, 0
+        num_rows += size
+    return [*batches, groups[begin:]] if len(groups) else []
 
 
 class RowReader:

@@ -69,6 +69,7 @@ def task(clips_folder: Path) -> ShardTask:
         buckets_per_clip="best",
         frame_interval=1,
         shard_samples=lambda _: 64,
+        sample_bytes=lambda *_: 1,
         streams=("latent", "text.t5"),
         committed={},
         removed={},

@@ -9,6 +9,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from shared.cache import compact as compaction
@@ -21,8 +23,8 @@ from shared.cache.removal import remove_samples
 from shared.cache.snapshot import ShardRecord, read_shards
 from shared.cache.sweep import sweep
 from shared.errors import InputError
-from tests.shared.cache.conftest import ShardMaker, make_sample
-from tests.shared.cache.edited_cache import make_edited_cache, shard_names, state, write_texts
+from tests.shared.cache.conftest import PROVENANCE, ShardMaker, make_sample
+from tests.shared.cache.edited_cache import STREAMS, make_edited_cache, shard_names, state, write_texts
 
 GIGABYTE = 10**9
 
@@ -53,6 +55,20 @@ def test_small_shards_are_merged_up_to_the_limit_and_large_ones_stay() -> None:
     ]
     assert names(plan_merges(uses, 1_000_000)) == [["x/0.tar", "x/1.tar", "x/3.tar", "x/4.tar"]]
     assert names(plan_merges([*uses, use("x/9.tar", 5000)], 1_000_000))[1:] == [["x/5.tar", "x/9.tar"]]
+
+
+def test_a_plan_looks_at_each_shard_a_few_times_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, whole = 0, ShardUse.__dict__["merged_bytes"].fget
+
+    def merged_bytes(shard_use: ShardUse) -> int:
+        nonlocal looks
+        looks += 1
+        return int(whole(shard_use))
+
+    monkeypatch.setattr(ShardUse, "merged_bytes", property(merged_bytes))
+    merges = plan_merges([use(f"x/{number:03}.tar", 5000) for number in range(500)], 1_000_000)
+    assert [len(merge.sources) for merge in merges] == [200, 200, 100]
+    assert looks <= 5 * 500
 
 
 def test_only_shards_of_one_bucket_container_and_environment_are_merged() -> None:
@@ -139,6 +155,68 @@ def test_texts_that_lie_over_large_shards_are_merged_in_their_own_folder(
     monkeypatch.setattr(compaction, "_sample_merges", samples_stay)
     compact(cache, GIGABYTE)
     assert state(cache) == before
+
+
+def test_samples_are_looked_through_once_a_stream_however_many_merges_it_has(
+    tmp_path: Path, write_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache.open_or_create(tmp_path / "cache", PROVENANCE)
+    write_shard(cache.url, list(range(10)))
+    for number in range(10):
+        write_texts(cache.url, [number], stream="text.t5", shard_id=f"{number:032x}", generation=1)
+    before, looks, staying = state(cache), 0, compaction._staying_texts
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return staying(*arguments)
+
+    monkeypatch.setattr(compaction, "_staying_texts", counted)
+    monkeypatch.setattr(compaction, "_sample_merges", lambda *_: [])
+    done = compact(cache, 4 * (SAMPLE_OVERHEAD + 64))
+    assert (done.num_merged, done.num_shards) == (10, 3)
+    assert looks == 2
+    assert state(cache) == before
+
+
+def _captions(texts: pa.Array) -> pa.Array:
+    """Returns a stream's column in which each sample has one caption."""
+    captions = pa.StructArray.from_arrays([texts], ["caption"])
+    lists = pa.ListArray.from_arrays(pa.array(range(len(captions) + 1), pa.int32()), captions)
+    return pa.StructArray.from_arrays([lists], ["captions"])
+
+
+def test_moved_captions_may_be_more_than_one_array_can_hold() -> None:
+    size = 900 * 2**20
+    zeros = pa.py_buffer(np.zeros(size + 8, np.uint8))  # Never read, and so never in memory.
+    structs = []
+    for merge in range(3):
+        offsets = pa.py_buffer(np.array([0, size, size + merge + 1], np.int32))
+        structs.append(_captions(pa.StringArray.from_buffers(2, offsets, zeros)))
+    moved = compaction._Moved(positions=[np.array([4, 5]), np.array([0, 3]), np.array([1, 2])], structs=structs)
+    overlays = {"text.t5": compaction._Overlay(moved)}
+    positions = np.array([2, 3, 5, 9])
+    table = pa.table({"text.t5": _captions(pa.array(["old"] * 4))})
+    column = compaction._overlaid(table, positions, overlays)["text.t5"]
+    lengths = [len(row["captions"][0]["caption"]) for row in column.to_pylist()]
+    assert lengths == [3, 2, 1, len("old")]
+
+
+def test_a_stream_that_the_opened_cache_does_not_know_is_not_left_out(cache: Cache) -> None:
+    opened_before = Cache.open(cache.url)
+    Cache.open_or_create(cache.url, STREAMS)
+    write_texts(cache.url, [0, 1], stream="text.b", shard_id="1" * 32, generation=0)
+    with pytest.raises(InputError, match=r"has texts of the stream text\.b, which was added meanwhile: run again"):
+        compact(opened_before, GIGABYTE)
+    description = Path(cache.url) / "streams" / "text.b.json"
+    content = description.read_bytes()
+    description.unlink()
+    with pytest.raises(InputError, match=r"dataset\.json does not describe: bring back streams/text\.b\.json"):
+        compact(Cache.open(cache.url), GIGABYTE)
+    description.write_bytes(content)
+    before = state(Cache.open(cache.url))
+    compact(Cache.open(cache.url), GIGABYTE)
+    assert state(Cache.open(cache.url)) == before
 
 
 def test_compacting_again_merges_what_came_since_and_then_finds_nothing_to_do(

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from shared.cache.identity import text_id
 from shared.cache.layout import Container
 from shared.cache.null_caption import read_null_caption, write_null_caption
 from shared.cache.reader import StreamReader
+from shared.cache.removal import remove_samples
 from shared.cache.repair import repair
 from shared.cache.rows import Text, shared_text_row, text_row
 from shared.cache.schema import rows_table
+from shared.cache.sweep import sweep
 from shared.codec import Codec
 from shared.errors import InputError
 from tests.shared.cache.conftest import PROVENANCE, ShardMaker, make_sample
@@ -220,9 +223,103 @@ def test_without_a_description_nothing_is_touched(cache: Cache) -> None:
     assert fragment_of(cache).exists()
 
 
-def test_a_stream_without_provenance_is_named(cache: Cache) -> None:
-    assert list(PROVENANCE) == ["latent", "text.t5"]
-    cache.store.write("streams/text.clip.json", b"[]")
+def add_a_stream(cache: Cache) -> str:
+    """Adds a stream in which sample 3 has a text; returns where the stream is described."""
+    Cache.open_or_create(cache.url, {**PROVENANCE, "text.clip": PROVENANCE["text.t5"]})
+    record = {"kind": "samples", "clips_root": "clips", "environment": {}}
+    with ShardWriter(cache.store, shard_id="c" * 32, folder="text.clip", container="tar", record=record) as writer:
+        text = Text(id=text_id("three"), caption="three", embedding=torch.ones(4, 8))
+        writer.add(*text_row(make_sample(3).sample, "text.clip", [text], BFLOAT16, 0))
+        writer.commit()
+    return "streams/text.clip.json"
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: cut(path, 20)])
+def test_a_stream_whose_description_is_lost_is_left_alone_until_it_is_brought_back(
+    cache: Cache, damage: Callable[[Path], object]
+) -> None:
+    description = path_of(cache, add_a_stream(cache))
+    content, before = description.read_bytes(), Cache.open(cache.url).read_index().to_pylist()
+    damage(description)
+    opened, faults = open_for_check(cache.url)
+    faults += [finding for finding in check_files(opened) if finding.is_fault]
+    assert "dataset.json" not in [finding.path for finding in faults]
+    with pytest.raises(InputError, match=r"without a sound streams/text\.clip\.json nothing is repaired"):
+        list(repair(opened, faults))
+    description.write_bytes(content)
+    opened, faults = open_for_check(cache.url)
+    assert [*faults, *(finding for finding in check_files(opened) if finding.is_fault)] == []
+    assert opened.read_index().to_pylist() == before
+
+
+def test_shared_texts_of_a_stream_whose_description_is_lost_are_left_alone(cache: Cache) -> None:
+    description = path_of(cache, add_a_stream(cache))
+    record = {"kind": "texts", "clips_root": "clips", "environment": {}}
+    with ShardWriter(cache.store, shard_id="d" * 32, folder="text.clip", container="tar", record=record) as writer:
+        text = Text(id=text_id("one"), caption="one", embedding=torch.ones(4, 8))
+        writer.add(*shared_text_row("text.clip", text, BFLOAT16))
+        writer.commit()
+    fragment_of(cache, "c").unlink()
+    description.unlink()
+    opened, faults = open_for_check(cache.url)
+    faults += [finding for finding in check_files(opened) if finding.is_fault]
+    with pytest.raises(InputError, match="bring it back first"):
+        list(repair(opened, faults))
+    assert fragment_of(cache, "d").exists()
+
+
+def test_what_the_next_job_makes_anew_of_a_lost_part_counts(cache: Cache, write_shard: ShardMaker) -> None:
+    before = cache.read_index(["source"]).to_pylist()
+    compact(cache, 10**6)
+    sweep(cache, timedelta(0))
+    lost = next(path for path in cache.index_files().parts if "/rows-" in path)
+    path_of(cache, lost).write_bytes(b"junk")
+    again, _ = mended(cache)
+    assert samples(again) == []
+    assert write_shard(again.url, [0, 1, 2], shard_id="a" * 32).created
+    assert write_shard(again.url, [3], shard_id="b" * 32).created
+    assert again.read_index(["source"]).to_pylist() == before
+
+
+def test_shared_texts_of_a_lost_part_can_be_made_anew(cache: Cache) -> None:
+    add_shared_texts(cache)
+    compact(cache, 10**6)
+    sweep(cache, timedelta(0))
+    lost = next(path for path in cache.index_files().parts if "/texts-" in path)
+    path_of(cache, lost).write_bytes(b"junk")
+    again, _ = mended(cache)
+    assert again.shared_texts("text.t5") == {}
+    add_shared_texts(again)
+    assert set(again.shared_texts("text.t5")) == {text_id(caption) for caption in SHARED_TEXTS}
+    assert not [finding for finding in check_files(again) if finding.is_fault]
+
+
+@pytest.mark.parametrize("is_swept", [False, True])
+def test_where_it_is_lost_which_samples_were_removed_that_is_said(
+    cache: Cache, write_shard: ShardMaker, is_swept: bool
+) -> None:
+    remove_samples(cache, [make_sample(3).sample])
+    compact(cache, 10**6)
+    if is_swept:
+        sweep(cache, timedelta(0))
+    lost = next(path for path in cache.index_files().parts if "/removed-" in path)
+    path_of(cache, lost).write_bytes(b"junk")
     again, done = mended(cache)
-    assert done == ["streams/text.clip.json: moved to broken/streams/text.clip.json; the next job makes it anew"]
-    assert list(again.provenance) == ["latent", "text.t5"]
+    assert "which samples were removed is known only as far as fragments say so" in "\n".join(done)
+    assert samples(again) == [0, 1, 2]
+    assert again.committed_samples("text.t5")[1] == ({} if is_swept else {make_sample(3).sample: 0})
+    if is_swept:
+        assert write_shard(again.url, [3], shard_id="b" * 32).created
+        assert samples(again) == [0, 1, 2, 3]
+
+
+def test_rows_of_sound_parts_count_where_another_part_is_lost(cache: Cache) -> None:
+    add_shared_texts(cache)
+    remove_samples(cache, [make_sample(1).sample])
+    compact(cache, 10**6)
+    before = cache.read_index().to_pylist()
+    lost = next(path for path in cache.index_files().parts if "/texts-" in path)
+    path_of(cache, lost).unlink()
+    again, _ = mended(cache)
+    assert again.read_index().to_pylist() == before
+    assert len(again.shared_texts("text.t5")) == 2

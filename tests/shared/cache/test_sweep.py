@@ -10,6 +10,7 @@ import pytest
 
 from shared.cache.compact import compact
 from shared.cache.dataset import Cache
+from shared.cache.repair_snapshot import mend_snapshot
 from shared.cache.sweep import parse_age, sweep
 from shared.errors import InputError
 from shared.stores.local import LocalStore
@@ -151,6 +152,42 @@ def test_a_shard_that_a_job_writes_once_more_meanwhile_stays(
     assert sweep(edited, DAY).files["shards"] == (0, 0)
     assert not waiting
     assert f"{9:032x}" in state(edited)[0]
+
+
+def test_a_shard_that_a_job_writes_once_more_while_many_are_deleted_stays(
+    edited: Cache, write_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = orphan(edited, write_shard)
+    others = [f"shards/2x16x24/{number:032x}-{'0' * 16}.tar" for number in range(300)]
+    for path in others:
+        edited.store.write(path, b"killed")
+    age(edited, 25)
+    deletion, waiting = LocalStore.delete, [True]
+
+    def delete(store: LocalStore, path: str) -> None:
+        if path == others[0]:
+            waiting.clear()
+            assert write_shard(edited.url, [9], shard_id="9" * 32).shard == shard
+        deletion(store, path)
+
+    monkeypatch.setattr(LocalStore, "delete", delete)
+    assert sweep(edited, DAY).files["shards"] == (300, 6 * 300)
+    assert not waiting
+    assert f"{9:032x}" in state(edited)[0]
+
+
+def test_fragments_that_a_repair_made_count_again_stay(edited: Cache) -> None:
+    before = state(edited)
+    compact(edited, GIGABYTE)
+    age(edited, 25)
+    files = edited.index_files()
+    lost = [path for path in files.parts if "/rows-" in path]
+    assert mend_snapshot(edited.store, files, broken_parts=lost, broken_shards=())
+    counting = set(edited.index_files().fragments)
+    assert len(counting) == 9
+    assert sweep(edited, DAY).files["covered fragments"][0] == 0
+    assert set(edited.index_files().fragments) == counting
+    assert state(edited) == before
 
 
 def test_shards_of_shared_texts_that_rows_of_a_fragment_name_stay(edited: Cache) -> None:

@@ -11,7 +11,9 @@ import webdataset
 from shared.cache.compact import compact
 from shared.cache.convert import convert
 from shared.cache.dataset import Cache
+from shared.cache.fragments import fragment_bytes, fragment_path, read_fragment, read_record
 from shared.cache.urls import live_shards, warnings
+from shared.errors import InputError
 from shared.spec import Bucket
 from tests.shared.cache.conftest import BUCKET, ShardMaker
 from tests.shared.cache.edited_cache import contents, make_edited_cache
@@ -52,6 +54,16 @@ def test_what_plain_readers_would_get_wrong_is_said(tmp_path: Path, write_shard:
     assert [line.split()[0] for line in warnings(live_shards(cache))] == ["1", "4"]
     convert(cache, str(tmp_path / "zarr"), "zarr")
     assert warnings(live_shards(Cache.open(tmp_path / "zarr")))[-1].startswith("Zarr shards")
+
+
+def test_a_shard_that_no_fragment_records_is_one_line(cache: Cache) -> None:
+    record = read_record(cache.store, "a" * 32)
+    shard = record.pop("shard")
+    rows = read_fragment(cache.store, fragment_path("a" * 32)).replace_schema_metadata(None)
+    cache.store.write(fragment_path("a" * 32), fragment_bytes(rows, record))
+    for command in (live_shards, lambda opened: compact(opened, 10**9)):
+        with pytest.raises(InputError, match=f"{shard}: rows name it, no fragment does: run preprocess.verify"):
+            command(cache)
 
 
 def test_the_commands_work_together(tmp_path: Path, cache: Cache) -> None:

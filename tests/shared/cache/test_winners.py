@@ -27,7 +27,9 @@ def random_rows(generator: np.random.Generator, num_rows: int, num_samples: int)
 
 @pytest.mark.parametrize("num_samples", [3, 40, 5000])
 @pytest.mark.parametrize("at_once", [7, 1 << 20])
-def test_the_same_rows_win_as_where_whole_rows_are_resolved(num_samples, at_once, monkeypatch):
+def test_the_same_rows_win_as_where_whole_rows_are_resolved(
+    num_samples: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(winners, "_RESOLVED_AT_ONCE", at_once)
     table = random_rows(np.random.default_rng(num_samples), 300, num_samples)
     parts = [RowNumbers.of_table(table.slice(start, 100), STREAMS) for start in (0, 100, 200)]
@@ -38,12 +40,12 @@ def test_the_same_rows_win_as_where_whole_rows_are_resolved(num_samples, at_once
         assert found[stream].tolist() == rows
 
 
-def test_no_row_at_all_has_no_winner():
+def test_no_row_at_all_has_no_winner() -> None:
     found = winning_rows(RowNumbers.joined([], STREAMS))
     assert {stream: rows.tolist() for stream, rows in found.items()} == {stream: [] for stream in STREAMS}
 
 
-def test_identities_are_written_as_they_were_read():
+def test_identities_are_written_as_they_were_read() -> None:
     samples = pa.array([f"{i * 0x9E3779B97F4A7C15 << 40:032x}" for i in range(5)])
     numbers = RowNumbers.of_table(pa.table({"sample": samples}), STREAMS)
     assert numbers.samples(np.array([4, 0, 2])).to_pylist() == [samples[i].as_py() for i in (4, 0, 2)]
