@@ -245,7 +245,7 @@ def check_is_cache_or_empty(store: Store) -> None:
     if store.size(layout.DATASET_FILE) is not None:
         return
     foreign = next(iter(store.list()), None)
-    if foreign is not None:
+    if foreign is not None and store.size(layout.DATASET_FILE) is None:  # else another job made it meanwhile
         raise InputError(f"{store.url}: found {foreign.path!r} but no {layout.DATASET_FILE}: expected an empty folder")
 
 

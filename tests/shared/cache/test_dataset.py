@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,6 +80,14 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found 'thesis.tex' but no dataset.json"):
         Cache.open_or_create(tmp_path, PROVENANCE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_many_jobs_that_make_one_cache_at_once_all_open_it(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(40):
+            url = tmp_path / f"cache {number}"
+            caches = list(pool.map(lambda _, url=url: Cache.open_or_create(url, PROVENANCE), range(8)))
+            assert all(cache.provenance == PROVENANCE for cache in caches)
 
 
 def test_a_file_in_the_place_of_the_cache_is_refused(tmp_path: Path) -> None:
