@@ -21,7 +21,7 @@ def main() -> int:
             "name: --prune removes them",
             file=sys.stderr,
         )
-    if report.num_rows and report.num_encoded + report.num_committed_before == 0:
+    if report.num_rows and report.num_encoded + report.num_by_others + report.num_committed_before == 0:
         print("error: no sample is in the cache: every clip was refused, see the reasons above", file=sys.stderr)
         return 1
     return 0

@@ -201,14 +201,15 @@ def _run(config: PreprocessConfig, manifest: Manifest) -> JobReport:
     return JobReport(
         num_rows=manifest.num_rows,
         num_clips=len(manifest.clips),
-        num_encoded=sum(shard.num_samples for shard in committed["samples"]),
+        num_encoded=sum(shard.num_samples for shard in committed["samples"] if shard.created),
+        num_by_others=sum(shard.num_samples for shard in committed["samples"] if not shard.created),
         num_committed_before=work.num_committed,
         num_new_texts=sum(shard.num_samples for shard in committed["texts"]),
         num_shared_texts=sum(shard.num_samples for shard in committed["shared"]),
         num_stale=len(work.stale),
         num_removed=num_removed,
         refused=reasons,
-        num_bytes=sum(shard.num_bytes for shards in committed.values() for shard in shards),
+        num_bytes=sum(shard.num_bytes for shards in committed.values() for shard in shards if shard.created),
         seconds=seconds,
     )
 
@@ -347,9 +348,7 @@ class _Pool:
                 except StopIteration:
                     del running[ready[0]]
                     idle.append(run.actor)
-                    committed.extend(
-                        event for event in run.events if isinstance(event, CommittedShard) and event.created
-                    )
+                    committed.extend(event for event in run.events if isinstance(event, CommittedShard))
                     refused.extend(event for event in run.events if isinstance(event, Refusal))
                 except RayActorError:
                     del running[ready[0]]

@@ -14,6 +14,8 @@ class JobReport:
     """Distinct clips that they name."""
     num_encoded: int
     """Samples that this run added."""
+    num_by_others: int
+    """Samples that another job committed while this one encoded them."""
     num_committed_before: int
     """Samples of this manifest that were in the cache already."""
     num_new_texts: int
@@ -37,6 +39,7 @@ class JobReport:
             ("manifest rows", f"{self.num_rows:,}"),
             ("clips", f"{self.num_clips:,}"),
             ("samples encoded", f"{self.num_encoded:,}"),
+            *([("  by another job", f"{self.num_by_others:,}")] if self.num_by_others else []),
             ("samples already there", f"{self.num_committed_before:,}"),
             *([("  with new texts", f"{self.num_new_texts:,}")] if self.num_new_texts else []),
             *([("shared texts encoded", f"{self.num_shared_texts:,}")] if self.num_shared_texts else []),
