@@ -18,8 +18,11 @@ from shared.errors import InputError
 from tests.shared.cache.taef2 import Taef2, read_clip
 
 ROOT = Path(__file__).parents[3]
-TAEF2 = Path("/work/shared/data/taef2")
-REAL_CLIPS = [Path("/work/shared/data/clips") / name for name in ("suv-in-the-dust.mp4", "hiker.mp4", "crush-027.mp4")]
+TAEF2 = Path(__file__).parents[4] / "shared/data/taef2"
+REAL_CLIPS = [
+    Path(__file__).parents[4] / "shared/data/clips" / name
+    for name in ("suv-in-the-dust.mp4", "hiker.mp4", "crush-027.mp4")
+]
 needs_taef2 = pytest.mark.skipif(
     not all(path.exists() for path in (TAEF2, *REAL_CLIPS)),
     reason=f"needs the autoencoder {TAEF2} and the clips beside it, which are not part of the repository",

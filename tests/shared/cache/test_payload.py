@@ -22,7 +22,7 @@ from shared.errors import InputError
 from tests.shared.cache.taef2 import read_clip
 
 ROOT = Path(__file__).parents[3]
-WAN_LATENT = Path("/work/shared/data/latents/wan21_bf16.safetensors")
+WAN_LATENT = Path(__file__).parents[4] / "shared/data/latents/wan21_bf16.safetensors"
 CLIPS = ROOT / "tests" / "data" / "clips"
 
 LOSSLESS = ["float32", "bfloat16", "float16"]
