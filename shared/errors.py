@@ -7,6 +7,8 @@ traceback.
 import sys
 from collections.abc import Callable
 
+from shared.redaction import without_credentials
+
 
 class InputError(Exception):
     """Raised for what a user gave or left out. The text says what was found, what was expected and what to do.
@@ -18,6 +20,8 @@ class InputError(Exception):
 def run_entry_point(main: Callable[[], int], *, debug: bool) -> int:
     """Returns the exit code of ``main``; an :class:`InputError` becomes one line on stderr and exit code 2.
 
+    The line has no credentials: URLs are shown without user, password and query.
+
     Args:
         main: The program's body.
         debug: Re-raise instead, so that the traceback is seen.
@@ -27,5 +31,5 @@ def run_entry_point(main: Callable[[], int], *, debug: bool) -> int:
     except InputError as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(without_credentials(str(error)).split())}", file=sys.stderr)
         return 2

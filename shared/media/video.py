@@ -1,134 +1,219 @@
-"""Decoding: the frames of a clip that a bucket asks for, resized and cropped. PyAV only, no torch."""
+"""Decoding: the frames of a clip that a bucket asks for, resized and cropped. PyAV and Pillow only, no torch."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from typing import BinaryIO, Literal
 
 import av
 import numpy as np
-from PIL import Image
+from av.video.stream import VideoStream
 
+from shared.errors import InputError
+from shared.media.clip import Media, TimeRange, Window
+from shared.media.container import open_container, shown_aspect, video_stream
+from shared.media.fit import FrameFitter, fit_pixels
+from shared.media.images import image_orientation, image_pixels, image_timeline, is_image, open_image
+from shared.media.nvdec import nvdec, nvdec_takes
+from shared.media.packets import PacketTimes, decoded_timeline, read_times
+from shared.media.refusal import MediaError
+from shared.media.sources import open_source
+from shared.media.timeline import Timeline
+from shared.media.version import version_and_beginning
 from shared.spec import Bucket
 
+Device = Literal["cpu", "nvdec"]
 
-class MediaError(Exception):
-    """A clip that cannot be used; it goes to the ledger.
-
-    Args:
-        reason: A short name to group by.
-        detail: What was found.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+_SKIPPING = {"h264", "hevc", "mpeg2video"}
+"""Decoders that can be told, packet by packet, to leave out a frame that no other refers to."""
 
 
-def media_error(path: Path, error: av.FFmpegError, reason: str) -> MediaError:
-    """Returns the refusal for an error of FFmpeg: ``reason``, unless the file could not be read at all."""
-    if isinstance(error, FileNotFoundError):
-        return MediaError("missing", f"no file {path}")
-    if isinstance(error, PermissionError | ConnectionError | TimeoutError):
-        return MediaError("not_readable", f"{path}: {error.strerror}")
-    return MediaError(reason, f"{path}: {error.strerror}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Window:
-    """Which frames of a clip are taken: ``num_frames`` of them, every ``interval``-th, from ``start`` on."""
-
-    start: int
-    interval: int
-    num_frames: int
-
-
-def span(num_frames: int, interval: int) -> int:
-    """Returns how many source frames a window covers."""
-    return (num_frames - 1) * interval + 1
-
-
-def centre_window(num_clip_frames: int, *, num_frames: int, interval: int) -> Window:
-    """Returns the window in the middle of a clip that is long enough for it."""
-    covered = span(num_frames, interval)
-    assert num_clip_frames >= covered, (num_clip_frames, covered)
-    return Window(start=(num_clip_frames - covered) // 2, interval=interval, num_frames=num_frames)
-
-
-def open_media(path: Path) -> av.container.InputContainer:
-    """Opens a media file for reading; titles and the like may be in any encoding.
+def presentation_times(media: Media) -> list[float]:
+    """Returns when each frame of a clip is presented, in seconds from the first. Decodes nothing, as far as can be.
 
     Raises:
-        av.FFmpegError: if the file cannot be read.
+        MediaError: if the file cannot be read, or holds no video.
     """
-    return av.open(str(path), metadata_errors="replace")
+    with open_source(media) as file:
+        if is_image(file.read(16)):
+            with open_image(media, file) as image:
+                timeline = image_timeline(image)
+        else:
+            with open_container(media, file) as container:
+                times = read_times(container, video_stream(container, media))
+            timeline = times.timeline or decoded_timeline(media)
+    return [float((time - timeline.times[0]) * timeline.tick) for time in timeline.times]
 
 
-def presentation_times(path: Path) -> list[int]:
-    """Returns the time of every presented frame of the first video stream, sorted, in the stream's time base.
-
-    Reads packets without decoding them.
-
-    Raises:
-        MediaError: if there is no video stream, or packets carry no times.
-        av.FFmpegError: if the file cannot be read.
-    """
-    times: list[int] = []
-    with open_media(path) as container:
-        if not container.streams.video:
-            raise MediaError("no_video_stream", f"{path} has no video stream")
-        for packet in container.demux(container.streams.video[0]):
-            if packet.size and not packet.is_discard:
-                if packet.pts is None:
-                    raise MediaError("no_times", f"{path} has frames without a time")
-                times.append(packet.pts)
-    return sorted(times)
-
-
-def decode_window(path: Path, window: Window, bucket: Bucket) -> np.ndarray:
+def decode_window(
+    media: Media,
+    time_range: TimeRange | None,
+    window: Window,
+    bucket: Bucket,
+    *,
+    device: Device = "cpu",
+    version: str | None = None,
+) -> np.ndarray:
     """Returns the window's frames in the bucket's size: (num_frames, height, width, 3), uint8, RGB.
 
     Frames are found by their exact times, after a seek to the key frame before the first. Each is turned upright,
     resized (bicubic, antialiased) so that it covers the bucket, and cropped to its centre.
 
+    Args:
+        media: The clip.
+        time_range: The part of it that counts; None: all.
+        window: Which frames of that part.
+        bucket: The size; its number of frames does not matter.
+        device: ``nvdec``: on the GPU's decoder, what it can; the rest, and resizing, on the CPU.
+        version: What the file's is to be, as its probe found it; None: any.
+
     Raises:
-        MediaError: if a frame cannot be decoded.
+        MediaError: if a frame cannot be decoded; ``probe_outdated`` if the clip has not the frames that are asked for,
+            or another version.
+        InputError: if the GPU's decoder is asked for and there is none.
     """
+    with open_source(media) as file:
+        if version is not None and (found := version_and_beginning(media, file)[0]) != version:
+            raise MediaError("probe_outdated", f"{media} has version {found}: expected {version}, as it was probed")
+        file.seek(0)
+        if is_image(file.read(16)):
+            return _image_frames(media, file, time_range, window, bucket)
+        return _video_frames(media, file, time_range, window, bucket, device)
+
+
+class _Taken:
+    """The frames that a window takes, as they come."""
+
+    def __init__(self, times: Sequence[int], bucket: Bucket, *, flip: bool) -> None:
+        """Frames of these times are taken, one perhaps several times, mirrored if so."""
+        self._flip = flip
+        self.pixels = np.empty((len(times), bucket.height, bucket.width, 3), np.uint8)
+        self.bucket = bucket
+        self.first, self.last = times[0], times[-1]
+        self._positions: dict[int, list[int]] = {}
+        for position, time in enumerate(times):
+            self._positions.setdefault(time, []).append(position)
+        self.start()
+
+    def start(self) -> None:
+        """Waits for all of them, whatever came before."""
+        self.wanted = set(self._positions)
+
+    def put(self, time: int, pixels: np.ndarray) -> None:
+        """Places a wanted frame."""
+        self.wanted.remove(time)
+        for position in self._positions[time]:
+            self.pixels[position] = pixels[:, ::-1] if self._flip else pixels
+
+
+def _taken(media: Media, timeline: Timeline, time_range: TimeRange | None, window: Window) -> list[int]:
+    part = timeline.part(time_range)
+    times = part.taken(window)
+    if times is None:
+        found = f"{len(part.times)} frames in {float(part.duration):.3f} s"
+        raise MediaError("probe_outdated", f"{media} has {found}: expected those of {window}")
+    return times
+
+
+def _image_frames(
+    media: Media, file: BinaryIO, time_range: TimeRange | None, window: Window, bucket: Bucket
+) -> np.ndarray:
+    with open_image(media, file) as image:
+        timeline, orientation = image_timeline(image), image_orientation(image)
+        taken = _Taken(_taken(media, timeline, time_range, window), bucket, flip=window.flip)
+        for number, time in enumerate(timeline.times):
+            if time in taken.wanted:
+                taken.put(time, fit_pixels(orientation.apply(image_pixels(image, number)), bucket))
+    return taken.pixels
+
+
+def _video_frames(
+    media: Media, file: BinaryIO, time_range: TimeRange | None, window: Window, bucket: Bucket, device: Device
+) -> np.ndarray:
+    with open_container(media, file) as container:
+        stream = video_stream(container, media)
+        times = read_times(container, stream)
+        timeline = times.timeline or decoded_timeline(media)
+        taken = _Taken(_taken(media, timeline, time_range, window), bucket, flip=window.flip)
+        if device == "nvdec" and times.timeline is not None and nvdec_takes(stream):
+            complete = _decode_on_gpu(media, taken, times)
+        else:
+            complete = _decode_after_seeking(container, stream, taken, times)
+    if not complete:
+        with open_container(media, file) as container:
+            complete = _decode(container, video_stream(container, media), taken, times)
+    if not complete:
+        raise MediaError("frames_missing", f"{media}: not all of {window.num_frames} frames could be decoded")
+    return taken.pixels
+
+
+def _decode_on_gpu(media: Media, taken: _Taken, times: PacketTimes) -> bool:
+    """As :func:`_decode`. If NVDEC refuses the stream, the CPU is to find out whether that is to blame."""
     try:
-        times = presentation_times(path)
-        wanted = times[window.start :: window.interval][: window.num_frames]
-        frames = _decode_at(path, wanted, bucket, seek=True) or _decode_at(path, wanted, bucket, seek=False)
-    except av.FFmpegError as error:
-        raise media_error(path, error, "not_decodable") from None
-    if frames is None or len(wanted) < window.num_frames:
-        raise MediaError("frames_missing", f"{path}: not all of {window.num_frames} frames could be decoded")
-    return np.stack(frames)
+        opened = open_container(media, hwaccel=nvdec())
+        container = opened.__enter__()
+    except MediaError as error:
+        raise InputError(f"device nvdec: {error.detail}: expected a CUDA device: use the device cpu") from None
+    try:
+        return _decode_after_seeking(container, video_stream(container, media), taken, times)
+    except av.FFmpegError:
+        return False
+    finally:
+        opened.__exit__(None, None, None)
 
 
-def _decode_at(path: Path, times: list[int], bucket: Bucket, *, seek: bool) -> list[np.ndarray] | None:
-    """Returns the frames presented at these times, or None if one of them does not appear."""
-    frames: list[np.ndarray] = []
-    with open_media(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        stream.codec_context.thread_count = 1
-        if seek:
-            container.seek(times[0], stream=stream, backward=True, any_frame=False)
-        for frame in container.decode(stream):
-            if frame.is_corrupt or frame.pts is None or frame.pts > times[len(frames)]:
-                return None
-            if frame.pts == times[len(frames)]:
-                frames.append(_fit(frame, bucket))
-                if len(frames) == len(times):
-                    return frames
-    return None
+def _decode_after_seeking(
+    container: av.container.InputContainer, stream: VideoStream, taken: _Taken, times: PacketTimes
+) -> bool:
+    """As :func:`_decode`, from the last key frame before what is wanted, if it is found."""
+    if times.timeline is None:
+        return False
+    for seek in times.seeks_to(taken.first):
+        container.seek(seek, stream=stream)
+        if _decode(container, stream, taken, times, from_key=True):
+            return True
+    return False
 
 
-def _fit(frame: av.VideoFrame, bucket: Bucket) -> np.ndarray:
-    image = Image.fromarray(np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90))
-    scale = max(bucket.height / image.height, bucket.width / image.width)
-    crop_height, crop_width = bucket.height / scale, bucket.width / scale
-    top, left = (image.height - crop_height) / 2, (image.width - crop_width) / 2
-    box = (max(left, 0.0), max(top, 0.0), min(left + crop_width, image.width), min(top + crop_height, image.height))
-    return np.asarray(image.resize((bucket.width, bucket.height), Image.Resampling.BICUBIC, box=box))
+def _decode(
+    container: av.container.InputContainer,
+    stream: VideoStream,
+    taken: _Taken,
+    times: PacketTimes,
+    *,
+    from_key: bool = False,
+) -> bool:
+    """Fills in the frames that are wanted; returns whether all appeared, and none on the way was damaged.
+
+    Args:
+        container: The file, standing somewhere before them.
+        stream: Its video.
+        taken: What is wanted.
+        times: What the packets say; if not the times, the n-th frame is at n.
+        from_key: Whether packets are passed over until a key frame comes, which must not come too late.
+    """
+    taken.start()
+    counted = times.timeline is None
+    fitter = FrameFitter(taken.bucket, float(shown_aspect(stream)))
+    skipping = not counted and stream.codec_context.name in _SKIPPING
+    number = -1
+    for packet in container.demux(stream):
+        if from_key:
+            if packet.pts is not None and packet.pts > taken.first and packet.is_keyframe:
+                return False
+            if not times.knows_key(packet):
+                continue
+            from_key = False
+        if skipping:
+            is_wanted = packet.pts is None or packet.pts in taken.wanted
+            stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+        for frame in packet.decode():
+            number += 1
+            time = number if counted else frame.pts
+            if frame.is_corrupt or time is None:
+                return False
+            if time in taken.wanted:
+                taken.put(time, fitter.fit(frame))
+            if not taken.wanted:
+                return True
+            if time > taken.last:
+                return False
+    return False

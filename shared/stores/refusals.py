@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from shared.stores.store import StoreError, StoreFullError
+from shared.stores.store import StoreBusyError, StoreError, StoreFullError
 
 _PASSING_STATUS = {408, 409, 429}
 _PASSING_CODES = {"RequestTimeout", "SlowDown", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict"}
@@ -69,7 +69,7 @@ def explain(refusal: Refusal, *, url: str, doing: str, after_seconds: float) -> 
     if refusal.code in _FULL_CODES or refusal.status == 507:
         return StoreFullError(f"{url}: {refusal.summary} while {doing}: make room there or choose another place")
     if may_pass(refusal):
-        return StoreError(
+        return StoreBusyError(
             f"{url}: no success within {after_seconds:.0f} s while {doing}: {refusal.summary}: {_BAD_PLACE}, "
             "then run again: what is committed stays"
         )

@@ -19,6 +19,10 @@ class StoreError(InputError):
     """Raised where a store refuses or cannot be reached, and trying again at once would not help."""
 
 
+class StoreBusyError(StoreError):
+    """A store that did not answer, or asked for patience, for as long as it was tried: it may answer later."""
+
+
 class StoreFullError(StoreError):
     """Raised where an object does not fit: a full disk, a quota, a limit on the size of files."""
 

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shared.errors import InputError
+from shared.media.clip import Media
 from shared.media.manifest import read_manifest
 
 
@@ -22,7 +23,7 @@ def test_rows_of_one_path_are_one_clip_with_several_captions(tmp_path: Path) -> 
         ("a.mp4", ("one", "three")),
         ("b.mp4", ("two",)),
     ]
-    assert manifest.clips[0].path == tmp_path / "a.mp4"
+    assert manifest.clips[0].media == Media(url=str(tmp_path / "a.mp4"))
 
 
 def test_captions_keep_their_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
@@ -40,7 +41,9 @@ def test_parquet_gives_the_same_as_csv(tmp_path: Path) -> None:
     csv = write(tmp_path, "path,text,fps\na.mp4,one,3\nb.mp4,,3\n")
     table = pa.table({"path": ["a.mp4", "b.mp4"], "text": ["one", None], "fps": [3, 3]})
     pq.write_table(table, tmp_path / "m.parquet")
-    assert read_manifest(tmp_path / "m.parquet") == read_manifest(csv)
+    typed, untyped = read_manifest(tmp_path / "m.parquet"), read_manifest(csv)
+    assert list(typed.clips) == list(untyped.clips)
+    assert list(typed.refused) == list(untyped.refused)
 
 
 def test_columns_are_mapped_and_left_out_when_asked(tmp_path: Path) -> None:
@@ -105,7 +108,9 @@ def test_a_caption_of_a_whole_book_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such file: expected a .csv or .parquet with columns path and text"):
+    with pytest.raises(
+        InputError, match=r"no such file: expected a .csv, .parquet or .jsonl with columns path and text"
+    ):
         read_manifest(tmp_path / "none.csv")
 
 
@@ -118,3 +123,60 @@ def test_a_manifest_that_is_no_text_or_no_parquet_is_refused(tmp_path: Path) -> 
         read_manifest(tmp_path / "m.parquet")
     with pytest.raises(InputError, match=r"ending '.txt': expected"):
         read_manifest(write(tmp_path, "", "m.txt"))
+
+
+def test_names_with_line_breaks_and_dots_are_names(tmp_path: Path) -> None:
+    manifest = read_manifest(write(tmp_path, 'path,text\n"a\nb.mp4",one\n../c.mp4,two\n/d.mp4,three\n'))
+    assert [clip.media.url for clip in manifest.clips] == [f"{tmp_path}/a\nb.mp4", f"{tmp_path}/../c.mp4", "/d.mp4"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two columns are called 'text': name each column once"):
+        read_manifest(write(tmp_path, "path,text,text\na,b,c\n"))
+
+
+def test_text_in_parquet_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    bad = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe"))
+    pq.write_table(pa.table({"path": ["a.mp4"], "text": bad}), tmp_path / "m.parquet")
+    with pytest.raises(InputError, match="not readable as Parquet"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_all_kinds_of_text_in_parquet_are_text(tmp_path: Path, kind: pa.DataType) -> None:
+    columns = {name: pa.array([name, None, name]).cast(kind) for name in ("path", "text", "camera")}
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    (clip,) = read_manifest(tmp_path / "m.parquet").clips
+    assert (clip.source, clip.captions, clip.columns) == ("path", ("text",), {"camera": "camera"})
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2, None], [1.0, 2.0, None]),
+        ([0.5, float("nan"), float("inf")], [0.5, None, None]),
+        ([2**53 + 2, 0, 1], ["9007199254740994", "0", "1"]),
+        ([1e17, 1.0, None], ["1e+17", "1.0", None]),
+        ([True, False, None], [True, False, None]),
+        ([None, None, None], [None, None, None]),
+        (["1.", "+.5e1", ""], [1.0, 5.0, None]),
+        (["007", "1", "2"], ["007", "1", "2"]),
+        (["true", "False", None], [True, False, None]),
+        (["nan", "nan", ""], ["nan", "nan", ""]),
+    ],
+)
+def test_a_column_is_what_all_of_its_values_are(tmp_path: Path, values: list, expected: list) -> None:
+    table = pa.table({"path": ["a", "b", "c"], "text": ["t"] * 3, "value": pa.array(values)})
+    pq.write_table(table, tmp_path / "m.parquet", row_group_size=1)
+    assert [clip.columns["value"] for clip in read_manifest(tmp_path / "m.parquet").clips] == expected
+
+
+def test_a_manifest_leaves_no_files_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    manifest = read_manifest(write(tmp_path, "path,text\na.mp4,one\na.mp4,two\n"))
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert manifest.clips[0].captions == ("one", "two")
+    assert manifest.table.column_names == ["source", "url", "offset", "size", "start", "end", "captions"]

@@ -1,7 +1,6 @@
 """Stores that the tests of this folder share."""
 
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,24 +8,8 @@ import pytest
 from shared.stores.objects import ObjectStore
 from shared.stores.open import open_store
 from shared.stores.store import Store
-from tests.s3 import MotoS3, S3Server, s3_environment
-from tests.shared.stores.proxy import Proxy, running_proxy
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    with MotoS3() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before the server; stores that are opened from now on go through it."""
-    with running_proxy(s3_server.endpoint) as running:
-        for name, value in s3_environment(running.endpoint).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("AWS_PROFILE", raising=False)
-        yield running
+from tests.s3 import S3Server
+from tests.shared.stores.proxy import Proxy
 
 
 @pytest.fixture
