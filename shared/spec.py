@@ -5,8 +5,9 @@ Letters: C latent channels, T latent frames, H and W latent rows and columns.
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from shared.errors import InputError
 
@@ -54,6 +55,18 @@ class VaeGeometry:
     spatial_stride: int
     temporal_stride: int = 1
     """1 for image autoencoders, which encode every frame by itself."""
+    chunk_frames: int | None = None
+    """Clips are cut into chunks of this many frames, each encoded by itself: 17 for Open-Sora's. None: never cut."""
+
+    @classmethod
+    def recorded(cls, provenance: Mapping[str, Any]) -> "VaeGeometry":
+        """Returns the geometry that a cache's provenance of its latents holds."""
+        return cls(
+            latent_channels=provenance["latent_channels"],
+            spatial_stride=provenance["spatial_stride"],
+            temporal_stride=provenance.get("temporal_stride", 1),
+            chunk_frames=provenance.get("chunk_frames"),
+        )
 
 
 def latent_shape(bucket: Bucket, vae: VaeGeometry) -> tuple[int, int, int, int]:
@@ -61,7 +74,7 @@ def latent_shape(bucket: Bucket, vae: VaeGeometry) -> tuple[int, int, int, int]:
 
     Raises:
         InputError: if the bucket's height or width is not a multiple of the spatial stride, or its frames do not suit
-            the temporal stride (``s * k`` or ``s * k + 1`` frames).
+            the temporal stride (``s * k + 1`` frames; any number of an autoencoder that cuts clips into chunks).
     """
     for name, pixels in (("height", bucket.height), ("width", bucket.width)):
         if pixels % vae.spatial_stride:
@@ -71,16 +84,23 @@ def latent_shape(bucket: Bucket, vae: VaeGeometry) -> tuple[int, int, int, int]:
                 f"bucket {bucket}: {name}={pixels} is not divisible by the VAE's spatial stride of "
                 f"{vae.spatial_stride}: use {choices}"
             )
-    frames, stride = bucket.num_frames, vae.temporal_stride
-    if frames % stride not in (0, 1 % stride):
-        low = frames // stride * stride
-        raise InputError(
-            f"bucket {bucket}: {frames} frames do not suit the VAE's temporal stride of {stride}: "
-            f"use {low} or {low + 1}"
-        )
     return (
         vae.latent_channels,
-        math.ceil(frames / stride),
+        _latent_frames(bucket, vae),
         bucket.height // vae.spatial_stride,
         bucket.width // vae.spatial_stride,
     )
+
+
+def _latent_frames(bucket: Bucket, vae: VaeGeometry) -> int:
+    frames, stride = bucket.num_frames, vae.temporal_stride
+    if vae.chunk_frames is not None:
+        chunks, rest = divmod(frames, vae.chunk_frames)
+        return chunks * math.ceil(vae.chunk_frames / stride) + math.ceil(rest / stride)
+    if (frames - 1) % stride:
+        low = (frames - 1) // stride * stride + 1
+        raise InputError(
+            f"bucket {bucket}: {frames} frames do not suit the VAE's temporal stride of {stride}: "
+            f"use {low} or {low + stride}"
+        )
+    return math.ceil(frames / stride)

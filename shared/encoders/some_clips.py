@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from shared.encoders.captions import Cleaning
 from shared.encoders.t5 import TextEncoder
 from shared.encoders.vae import VideoAutoencoder
-from shared.media.video import MediaError, Window, decode_window
+from shared.media.clip import Media, TimeRange, Window
+from shared.media.refusal import MediaError
+from shared.media.video import decode_window
 from shared.spec import Bucket, Posterior, VaeGeometry
 
 
@@ -17,7 +18,8 @@ from shared.spec import Bucket, Posterior, VaeGeometry
 class ClipToEncode:
     """A clip and the bucket that it goes into."""
 
-    path: Path
+    media: Media
+    time_range: TimeRange | None
     window: Window
     bucket: Bucket
     captions: tuple[str, ...]
@@ -68,11 +70,11 @@ def encode_clips(
     unreadable = 0
     for clip in clips:
         try:
-            frames = decode_window(clip.path, clip.window, clip.bucket)
+            frames = decode_window(clip.media, clip.time_range, clip.window, clip.bucket)
         except MediaError:
             unreadable += 1
             continue
-        latents.append(autoencoder.encode(frames, seed=str(clip.path)).cpu())
+        latents.append(autoencoder.encode(frames, seed=str(clip.media)).cpu())
         captions.extend(caption for caption in clip.captions if embedder.clean(caption))
     return EncodedClips(
         latents=latents,

@@ -1,27 +1,52 @@
 """T5 as a frozen text encoder: captions in, embeddings of their own tokens out, without padding."""
 
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
 from shared.encoders.captions import Cleaning, clean_caption
+from shared.encoders.fast_t5 import FastT5, Packed, pack, why_not
 from shared.encoders.fingerprint import weights_sha256
 from shared.encoders.location import locate
 from shared.errors import InputError
+
+BATCH_TOKENS = {"cuda": 16_384, "cpu": 2_048}
+"""Most tokens a forward pass, by kind of device. Part of what decides the bytes of embeddings."""
+
+_log = logging.getLogger(__name__)
 
 
 class TextEncoder:
     """A T5 encoder and its tokenizer. Build it with :meth:`load`."""
 
+    measure: Callable[[], AbstractContextManager[None]]
+    """Entered around the kernels of each batch, e.g. to time them; by default it does nothing."""
+    num_tokens: int
+    """Tokens that went through the model so far, without padding: equal captions of one call count once."""
+    halved: bool
+    """The memory did not hold the batches of the last call: other batches, and so other last bits, came out of it."""
+
     def __init__(
-        self, model: T5EncoderModel, tokenizer: Any, *, name: str, max_tokens: int, cleaning: Cleaning
+        self, model: T5EncoderModel, tokenizer: Any, *, name: str, weights: str, max_tokens: int, cleaning: Cleaning
     ) -> None:
-        self._model, self._tokenizer, self._name = model, tokenizer, name
+        self._model, self._tokenizer, self._name, self._weights_sha256 = model, tokenizer, name, weights
         self.max_tokens, self.cleaning = max_tokens, cleaning
-        self._weights_sha256 = weights_sha256(model)
+        self.measure, self.num_tokens, self.halved = contextlib.nullcontext, 0, False
+        self._fast: FastT5 | None = None
+        if reason := why_not(model):
+            _log.warning("text encoder %r: slow forward of transformers: %s", name, reason)
+        else:
+            self._fast = FastT5(model, max_tokens=max_tokens)
 
     @classmethod
     def load(
@@ -61,9 +86,16 @@ class TextEncoder:
                 "expected a T5 v1.1 encoder"
             )
         encoder.eval().requires_grad_(False)
-        loaded = cls(encoder, tokenizer, name=model, max_tokens=max_tokens, cleaning=cleaning)
+        weights = weights_sha256(encoder)
         torch.nn.Module.to(encoder, device, dtype)
-        return loaded
+        return cls(encoder, tokenizer, name=model, weights=weights, max_tokens=max_tokens, cleaning=cleaning)
+
+    @property
+    def forward(self) -> str:
+        """What computes the embeddings: ``triton``, ``torch``, or ``transformers`` for models unknown to FastT5."""
+        if self._fast is None:
+            return "transformers"
+        return "triton" if self._fast.uses_triton else "torch"
 
     @property
     def channels(self) -> int:
@@ -87,30 +119,72 @@ class TextEncoder:
         }
 
     @torch.inference_mode()
-    def encode(self, captions: list[str], *, batch_size: int = 64) -> list[torch.Tensor]:
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
         """Returns the embeddings (L, D) of each caption's own tokens, the end token included, on this device.
 
-        Equal captions are encoded once. Captions of one length share a batch, so nothing is ever padded.
+        Equal captions are encoded once. Batches, and so the last bits, depend on the set of captions alone, not on
+        their order. Nothing waits for the GPU: the embeddings are views of what it will have computed. If its memory
+        does not suffice, batches are halved for the rest of the call, and ``halved`` says so.
 
         Args:
             captions: As the manifest gives them; cleaned here.
-            batch_size: Captions a forward pass.
         """
+        self.halved = False
         cleaned = [self.clean(caption) for caption in captions]
-        distinct = sorted(set(cleaned))
-        tokens = self._tokenizer(distinct, truncation=True, max_length=self.max_tokens)["input_ids"] if distinct else []
-        by_length: dict[int, list[int]] = {}
-        for position, ids in enumerate(tokens):
-            by_length.setdefault(len(ids), []).append(position)
-        embeddings: dict[str, torch.Tensor] = {}
-        for positions in by_length.values():
-            for start in range(0, len(positions), batch_size):
-                batch = positions[start : start + batch_size]
-                ids = torch.tensor([tokens[position] for position in batch], device=self._model.device)
-                hidden = self._model(input_ids=ids).last_hidden_state
-                embeddings.update((distinct[position], row) for position, row in zip(batch, hidden, strict=True))
-        return [embeddings[caption] for caption in cleaned]
+        if not cleaned:
+            return []
+        distinct = list(set(cleaned))
+        tokens = self._tokenizer(distinct, truncation=True, max_length=self.max_tokens)["input_ids"]
+        in_order = sorted(zip(distinct, tokens, strict=True), key=lambda pair: (len(pair[1]), pair[0]))
+        embeddings = self.embed([ids for _, ids in in_order])
+        by_caption = dict(zip((caption for caption, _ in in_order), embeddings, strict=True))
+        return [by_caption[caption] for caption in cleaned]
+
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[list[int]]) -> list[Tensor]:
+        """Returns the embeddings (L, D) of captions given as token ids, the end token included, sorted by length."""
+        self.halved = False
+        return self._in_batches(tokens, BATCH_TOKENS[self._model.device.type])
+
+    def _in_batches(self, captions: Sequence[list[int]], most: int) -> list[Tensor]:
+        """Returns the embeddings of token ids, sorted by length, in batches of about equally many tokens."""
+        ends = np.cumsum([len(ids) for ids in captions])
+        num_batches = -(-int(ends[-1]) // most)
+        borders = np.searchsorted(ends, np.arange(1, num_batches) * int(ends[-1]) / num_batches, side="right").tolist()
+        found: list[Tensor] = []
+        for start, end in zip([0, *borders], [*borders, len(captions)], strict=True):
+            if start == end:
+                continue
+            try:
+                found += self._batch(captions[start:end])
+                continue
+            except torch.OutOfMemoryError:
+                if end - start == 1:
+                    raise
+            torch.cuda.empty_cache()
+            self.halved = True
+            tokens = sum(len(ids) for ids in captions[start:end])
+            return found + self._in_batches(captions[start:], min(most, tokens) // 2)
+        return found
+
+    def _batch(self, captions: Sequence[list[int]]) -> list[Tensor]:
+        batch = pack(captions, self._model.device)
+        with self.measure():
+            hidden = self._fast(batch) if self._fast is not None else self._by_transformers(batch)
+        self.num_tokens += len(hidden)
+        return list(hidden.split(batch.lengths))
+
+    def _by_transformers(self, batch: Packed) -> Tensor:
+        """Returns the last hidden states (T, W) by transformers' own forward: captions of one length at a time."""
+        counts = [(length, len(list(group))) for length, group in groupby(batch.lengths)]
+        parts = batch.ids.split([length * count for length, count in counts])
+        return torch.cat(
+            [
+                self._model(input_ids=ids.view(-1, length)).last_hidden_state.flatten(0, 1)
+                for ids, (length, _) in zip(parts, counts, strict=True)
+            ]
+        )
 
 
-VERSIONS = {"transformers": transformers.__version__}
-"""Recorded beside every shard."""
+VERSIONS = {"transformers": transformers.__version__, "t5_forward": 2}
+"""Recorded beside every shard; ``t5_forward`` is counted up where embeddings come out of other batches or kernels."""

@@ -1,33 +1,66 @@
-"""A frozen autoencoder between frames and latents, with its own normalisation.
+"""A frozen autoencoder between frames and latents, with its own published normalisation.
 
-Thin over diffusers' ``AutoencoderKL``: image autoencoders encode each frame by itself. Stored latents are normalised:
-``(z - shift_factor) * scaling_factor``, so that a diffusion model sees about unit variance.
+Image autoencoders encode each frame by itself; video autoencoders take clips whole, or in the chunks in which they were
+published. See docs/autoencoders.md.
 """
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from safetensors import SafetensorError
+from torch import Tensor
 
 from shared.encoders.fingerprint import weights_sha256
-from shared.encoders.location import locate
+from shared.encoders.vae_files import Description, load_model, read_config
+from shared.encoders.vae_input import CpuInput, GpuInput
+from shared.encoders.vae_memory import find_micro_batch
+from shared.encoders.vae_normalisation import Normalisation
 from shared.errors import InputError
-from shared.spec import Posterior, VaeGeometry
+from shared.spec import Bucket, Posterior, VaeGeometry, latent_shape
+
+MICRO_BATCH = 16
+"""Frames a forward pass, where nothing else is known."""
+_DECODE_FRAMES = 16
+"""Frames that are decoded at once, at most."""
 
 
 class VideoAutoencoder:
     """An autoencoder for clips. Build it with :meth:`load`."""
 
-    def __init__(self, model: AutoencoderKL, *, name: str, micro_batch: int, posterior: Posterior) -> None:
-        self._model, self._name, self.micro_batch, self._posterior = model, name, micro_batch, posterior
-        self._scale = float(model.config.scaling_factor)
-        self._shift = float(getattr(model.config, "shift_factor", None) or 0.0)
+    def __init__(
+        self,
+        model: Any,
+        description: Description,
+        *,
+        micro_batch: int,
+        micro_batch_pixels: int | None,
+        posterior: Posterior,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.geometry = description.family.geometry(description.config)
+        """Channels and strides."""
+        self.micro_batch = micro_batch
+        """Frames a forward pass."""
+        self.micro_batch_pixels = micro_batch_pixels
+        """Pixels of each of those frames: smaller ones go through in larger numbers. None: as many of any size."""
+        self.measure: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+        """Entered around the launch of each pass's kernels."""
+        self.halved = False
+        """The memory did not hold the micro-batch of the clips encoded last: they went through in smaller ones."""
+        self._model, self._description, self._family = model, description, description.family
+        self._posterior, self._device, self._dtype = posterior, device, dtype
         self._weights_sha256 = weights_sha256(model)
+        self._normalisation = Normalisation(*self._family.normalisation(model), device)
+        torch.nn.Module.to(model, device, dtype)
+        self._limits: dict[Bucket, int] = {}  # frames a pass, where the memory did not hold the micro-batch
+        self._input = CpuInput() if device.type == "cpu" else GpuInput(device)
 
     @classmethod
     def load(
@@ -36,62 +69,69 @@ class VideoAutoencoder:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        micro_batch: int = 16,
+        micro_batch: int = MICRO_BATCH,
+        micro_batch_pixels: int | None = None,
         posterior: Posterior = "sample",
+        compile: bool = False,  # noqa: A002
     ) -> "VideoAutoencoder":
         """Loads an autoencoder from a hub id (e.g. ``stabilityai/sd-vae-ft-ema``) or a local folder.
 
         Args:
-            model: Hub id, folder, or ``demo:vae``.
+            model: Hub id, folder, or ``demo:vae``. Its ``config.json`` names its class.
             device: Where it runs.
             dtype: Type of its weights and activations.
-            micro_batch: Frames a forward pass; bounds the memory.
+            micro_batch: Frames a forward pass; bounds the memory. Clips of causal video autoencoders stay whole, one
+                after the other, whatever this says.
+            micro_batch_pixels: Pixels of each of those frames; smaller ones go through in larger numbers.
             posterior: What :meth:`encode` returns of it.
+            compile: Compile the encoder, where that gains. For GPUs: the first batch of each size takes a minute.
 
         Raises:
-            InputError: if there is no such model or it is of another class.
+            InputError: if there is no such model, its class is not supported, or it has no posterior to take a sample
+                or variances of.
         """
-        _check_class(model)
-        try:
-            loaded, found = AutoencoderKL.from_pretrained(
-                locate(model), low_cpu_mem_usage=False, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"VAE {model!r}: not loadable ({error}): expected an AutoencoderKL") from None
-        if lacking := [*found["missing_keys"], *found["mismatched_keys"]]:
+        description = read_config(model)
+        if posterior != "mean" and not description.family.has_posterior:
             raise InputError(
-                f"VAE {model!r}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}: "
-                "expected those of its configuration"
+                f"VAE {model!r}: {description.class_name} is deterministic, there is no posterior={posterior}: "
+                "use --posterior mean"
             )
-        loaded.eval().requires_grad_(False)
-        vae = cls(loaded, name=model, micro_batch=micro_batch, posterior=posterior)
-        torch.nn.Module.to(loaded, device, dtype)
+        loaded = load_model(description)
+        vae = cls(
+            loaded,
+            description,
+            micro_batch=micro_batch,
+            micro_batch_pixels=micro_batch_pixels,
+            posterior=posterior,
+            device=torch.device(device),
+            dtype=dtype,
+        )
+        if compile:
+            description.family.compile(loaded)
         return vae
-
-    @property
-    def geometry(self) -> VaeGeometry:
-        """Channels and strides."""
-        return _geometry(self._model.config)
 
     def provenance(self) -> dict[str, Any]:
         """Returns what decides the latents, for ``dataset.json``."""
-        geometry = self.geometry
-        return {
-            "model": self._name,
-            "model_class": type(self._model).__name__,
+        made: dict[str, Any] = {
+            "model": self._description.model,
+            "model_class": self._description.class_name,
             "weights_sha256": self._weights_sha256,
-            "precision": str(self._model.dtype).removeprefix("torch."),
-            "latent_channels": geometry.latent_channels,
-            "spatial_stride": geometry.spatial_stride,
-            "temporal_stride": geometry.temporal_stride,
-            "scaling_factor": self._scale,
-            "shift_factor": self._shift,
+            "precision": str(self._dtype).removeprefix("torch."),
+            "latent_channels": self.geometry.latent_channels,
+            "spatial_stride": self.geometry.spatial_stride,
+            "temporal_stride": self.geometry.temporal_stride,
+            "scaling_factor": self._normalisation.scale,
+            "shift_factor": self._normalisation.shift,
             "posterior": self._posterior,
             "micro_batch": self.micro_batch,
         }
+        if self.geometry.chunk_frames is not None:
+            made["chunk_frames"] = self.geometry.chunk_frames
+        if self.micro_batch_pixels is not None:
+            made["micro_batch_pixels"] = self.micro_batch_pixels
+        return made
 
-    @torch.inference_mode()
-    def encode(self, frames: np.ndarray, *, seed: str) -> torch.Tensor:
+    def encode(self, frames: np.ndarray, *, seed: str) -> Tensor:
         """Returns what is stored of the posterior, normalised, float32, on this device.
 
         A sample or the mean is (C, T, H, W). Mean and logarithm of the variance, both of the normalised latent, stand
@@ -100,57 +140,160 @@ class VideoAutoencoder:
         Args:
             frames: (T, height, width, 3), uint8, RGB.
             seed: Names the noise; the sample's identity, so that encoding again gives the same latent anywhere.
+
+        Raises:
+            InputError: if the frames do not suit the autoencoder, or the memory does not hold one frame or clip.
         """
-        latents = []
-        for start in range(0, len(frames), self.micro_batch):
-            pixels = torch.from_numpy(frames[start : start + self.micro_batch]).to(self._model.device)
-            pixels = pixels.permute(0, 3, 1, 2).to(self._model.dtype) / 127.5 - 1
-            posterior = self._model.encode(pixels).latent_dist
-            latents.append((posterior.mean.float(), posterior.logvar.float()))
-        mean = torch.cat([part for part, _ in latents])
-        logvar = torch.cat([part for _, part in latents])
-        if self._posterior == "sample":
-            noise = torch.randn(mean.shape, generator=_generator(seed)).to(mean.device)
-            mean = mean + torch.exp(0.5 * logvar) * noise
-        latent = (mean - self._shift) * self._scale
-        if self._posterior == "mean+logvar":
-            latent = torch.cat([latent, logvar + 2 * math.log(self._scale)], dim=1)
-        return latent.transpose(0, 1).contiguous()
+        ((_, latent),) = self.encode_each([(seed, frames)])
+        return latent
+
+    def encode_each(self, clips: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, Tensor]]:
+        """Yields seed and latent of each clip, in order, as :meth:`encode` gives them alone, bit for bit.
+
+        On a GPU, a latent is yielded as soon as its kernels are launched: it may not be computed yet. Nothing here
+        waits for them.
+
+        Args:
+            clips: Seed and frames of each; all of one shape.
+
+        Raises:
+            InputError: as :meth:`encode` does.
+        """
+        bucket: Bucket | None = None
+        for seed, frames in clips:
+            if bucket is None:
+                bucket = Bucket(*frames.shape[:3])
+                latent_shape(bucket, self.geometry)  # refuses what does not suit
+                self.halved = bucket in self._limits
+            shape = (bucket.num_frames, bucket.height, bucket.width, 3)
+            assert (frames.shape, frames.dtype) == (shape, np.uint8), (frames.shape, frames.dtype, shape)
+            yield seed, self._encode_clip(seed, frames, bucket)
+
+    def _encode_clip(self, seed: str, frames: np.ndarray, bucket: Bucket) -> Tensor:
+        step = self._frames_a_pass(bucket) if self._family.is_image else len(frames)
+        moments = []
+        for start in range(0, len(frames), step):
+            part = frames[start : start + step]
+            units = self._input.put(part if self._family.is_image else part[None])
+            with self.measure(), torch.inference_mode():
+                moments.extend(self._encode_pass(units, bucket))
+                self._input.taken()
+                if start + step >= len(frames):
+                    latent = self._finish(torch.cat(moments), seed)
+        return latent
 
     @torch.inference_mode()
-    def decode(self, latent: torch.Tensor) -> np.ndarray:
-        """Returns the frames (T, height, width, 3), uint8, RGB, of a normalised latent (C, T, H, W)."""
-        z = latent.to(self._model.device, torch.float32).transpose(0, 1) / self._scale + self._shift
-        frames = []
-        for part in z.to(self._model.dtype).split(self.micro_batch):
-            pixels = self._model.decode(part).sample.float()
-            frames.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
-        return torch.cat(frames).numpy()
+    def decode(self, latent: Tensor, num_frames: int | None = None) -> np.ndarray:
+        """Returns the frames (T, height, width, 3), uint8, RGB, of a normalised latent (C, T, H, W).
+
+        Args:
+            latent: A sample or a mean.
+            num_frames: Frames of the clip. An autoencoder that cuts clips into chunks leaves several numbers possible
+                if the last chunk is not whole; without this, the least.
+        """
+        num_frames = num_frames or self._least_frames(latent.shape[1])
+        z = self._normalisation.undo(latent.to(self._device, torch.float32).transpose(0, 1)).to(self._dtype)
+        batch = z if self._family.is_image else z.transpose(0, 1)[None]
+        pixels = self._family.decode(self._model, batch, num_frames, min(self.micro_batch, _DECODE_FRAMES))
+        frames = (pixels if self._family.is_image else pixels[0].transpose(0, 1)).float()
+        return ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def fit_micro_batch(self, bucket: Bucket) -> None:
+        """Sets the micro-batch to what the GPU's memory holds of a bucket, the largest of those to come.
+
+        On a CPU, and where clips stay whole, it stays as it is. Frames of smaller buckets go through in larger numbers.
+
+        Raises:
+            InputError: if the bucket does not suit the autoencoder.
+        """
+        latent_shape(bucket, self.geometry)
+        if self._device.type == "cpu" or not self._family.cuts_frames:
+            return
+        size = (bucket.height, bucket.width, 3)
+
+        def encode(frames: int) -> None:
+            units = (frames, *size) if self._family.is_image else (1, bucket.num_frames, *size)
+            self._moments(torch.zeros(units, dtype=torch.uint8, device=self._device), frames)
+
+        self.micro_batch = find_micro_batch(encode, bucket, device=self._device)
+        self.micro_batch_pixels = bucket.height * bucket.width
+
+    def _frames_a_pass(self, bucket: Bucket) -> int:
+        if bucket in self._limits:
+            return self._limits[bucket]
+        if self.micro_batch_pixels is None:
+            return self.micro_batch
+        return max(1, self.micro_batch * self.micro_batch_pixels // (bucket.height * bucket.width))
+
+    def _least_frames(self, latent_frames: int) -> int:
+        stride, chunk = self.geometry.temporal_stride, self.geometry.chunk_frames
+        if chunk is None:
+            return (latent_frames - 1) * stride + 1
+        chunks, rest = divmod(latent_frames, math.ceil(chunk / stride))
+        return chunks * chunk + ((rest - 1) * stride + 1 if rest else 0)
+
+    def _encode_pass(self, units: Tensor, bucket: Bucket) -> list[Tensor]:
+        """Returns what :meth:`_moments` gives, in parts if the memory does not hold a pass."""
+        done, start = [], 0
+        while start < len(units):
+            frames = self._frames_a_pass(bucket)
+            part = units[start : start + frames] if self._family.is_image else units
+            with contextlib.suppress(torch.OutOfMemoryError):
+                done.append(self._moments(part, frames))
+                start += len(part)
+                continue
+            self._halve(bucket, min(frames, len(part) if self._family.is_image else bucket.num_frames))
+        return done
+
+    def _halve(self, bucket: Bucket, frames: int) -> None:
+        """Notes that so many frames of a bucket were too many for the memory."""
+        if frames == 1 or not self._family.cuts_frames:
+            what = "one frame" if self._family.cuts_frames else f"a whole clip of {bucket.num_frames} frames"
+            raise InputError(
+                f"VAE {self._description.model!r}: {self._device} has not the memory for {what} of "
+                f"{bucket.height}x{bucket.width}: use a smaller bucket or a larger GPU"
+            )
+        self._limits[bucket], self.halved = frames // 2, True
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _moments(self, units: Tensor, frames: int) -> Tensor:
+        """Returns mean and, if it is used, logarithm of the variance, (units, C or 2C, [T,] H, W), float32."""
+        if self._family.is_image:
+            pixels = units.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
+        else:
+            pixels = units.permute(0, 4, 1, 2, 3).to(self._dtype, memory_format=torch.contiguous_format) / 127.5 - 1
+        mean, logvar = self._family.encode(self._model, pixels, frames)
+        if self._posterior == "mean":
+            return mean.float()
+        assert logvar is not None
+        return torch.cat((mean.float(), logvar.float()), dim=1)
+
+    def _finish(self, moments: Tensor, seed: str) -> Tensor:
+        """Returns the latent of one clip."""
+        if not self._family.is_image:
+            moments = moments[0].transpose(0, 1)  # (T, C or 2C, H, W)
+        if self._posterior == "mean":
+            latent = self._normalisation.apply(moments)
+            return latent.transpose(0, 1).contiguous()
+        mean, logvar = moments.chunk(2, dim=1)
+        if self._posterior == "sample":
+            noise = torch.randn(mean.shape, generator=_generator(seed), pin_memory=self._device.type == "cuda")
+            mean = mean + torch.exp(0.5 * logvar) * noise.to(self._device, non_blocking=True)
+        latent = self._normalisation.apply(mean)
+        if self._posterior == "mean+logvar":
+            latent = torch.cat([latent, self._normalisation.apply_to_logvar(logvar)], dim=1)
+        return latent.transpose(0, 1).contiguous()
 
 
 def read_geometry(model: str) -> VaeGeometry:
     """Returns a VAE's channels and strides from its configuration, without loading weights.
 
     Raises:
-        InputError: if there is no such model or it is of another class.
+        InputError: if there is no such model or its class is not supported.
     """
-    return _geometry(_check_class(model))
-
-
-def _check_class(model: str) -> Any:
-    try:
-        config = AutoencoderKL.load_config(locate(model))
-    except (OSError, ValueError) as error:
-        raise InputError(f"VAE {model!r}: no configuration found ({error}): expected a folder or a hub id") from None
-    if config.get("_class_name") != AutoencoderKL.__name__:
-        raise InputError(f"VAE {model!r}: found class {config.get('_class_name')}: expected {AutoencoderKL.__name__}")
-    return config
-
-
-def _geometry(config: Any) -> VaeGeometry:
-    return VaeGeometry(
-        latent_channels=config["latent_channels"], spatial_stride=2 ** (len(config["block_out_channels"]) - 1)
-    )
+    description = read_config(model)
+    return description.family.geometry(description.config)
 
 
 def _generator(seed: str) -> torch.Generator:

@@ -1,5 +1,8 @@
 """Caption cleaning."""
 
+import random
+import time
+
 import pytest
 
 from shared.encoders.captions import clean_caption
@@ -29,3 +32,69 @@ def test_a_caption_is_cleaned_as_published(caption: str, cleaned: str) -> None:
 
 def test_without_cleaning_only_white_space_goes() -> None:
     assert clean_caption("  A <b>Dog</b>\n", "none") == "A <b>Dog</b>"
+
+
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),
+    [
+        ("a <![ x", "a <! x"),
+        ("a <![ red> fire &lt;3 <b>fox</b>", "a fire <3 fox"),
+        ("one\udfff &#43; dog", "one\ufffd dog"),
+        (f"a &#{'9' * 5000}; dog", "a \ufffd dog"),
+        ("<b>" * 1500 + "dog", "dog"),
+    ],
+)
+def test_what_the_parser_rejects_is_cleaned_without_it(caption: str, cleaned: str) -> None:
+    assert clean_caption(caption, "deepfloyd") == cleaned
+
+
+def test_no_caption_fails() -> None:
+    chance = random.Random(0)
+    pieces = [
+        "<",
+        "<!",
+        "<![",
+        "<!--",
+        "<?",
+        "</",
+        ">",
+        "]]>",
+        "<script>",
+        "<a ",
+        "='",
+        '"',
+        "&",
+        "&#",
+        "&#xd800;",
+        ";",
+    ]
+    pieces += ["%", "%3c", "\x00", "\x85", "\ud83d", "\ude00", "\u0130", "a", "1", ".com", "https:", "@", " ", "\n"]
+    for _ in range(500):
+        caption = "".join(chance.choices([*pieces, chr(chance.randrange(0x110000))], k=chance.randrange(1, 40)))
+        clean_caption(caption, "deepfloyd").encode()
+
+
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),
+    [
+        ("a.b.comx/y@z see", "y see"),
+        ("a.b-c.https://x.y/z and 1.http: d", "a. b-c. x. y z and 1.http: d"),
+        ("_a.com@b x.com-a@c", "a. com a"),
+        ("a.png.pngx b .png", "x b ."),
+        ("a  .  b . c", "a b c"),
+        ("2x3.5a 10.5x20. 7x8. 1x2x3", ".5a 10 ."),
+        ("a1b2c\u00e9 1a2b33 a1b2", "a1b2c\u00e9"),
+    ],
+)
+def test_bounded_rules_match_what_the_published_ones_match(caption: str, cleaned: str) -> None:
+    assert clean_caption(caption, "deepfloyd") == cleaned
+
+
+def test_time_grows_with_the_length_of_a_caption_and_not_with_its_square() -> None:
+    unkind = ["a.b", "x.co@", "-.", "1a.", " ", "&#9", "<a ", "<a b='"]
+    captions = [(piece * 5000)[:4999] + end for piece in unkind for end in ("x", "\u00e9")]
+    captions += ["a1a" + "1" * 4990 + "\u00e9", "1" * 4990 + "\u00e9"]
+    begin = time.process_time()
+    for caption in captions:
+        clean_caption(caption, "deepfloyd")
+    assert time.process_time() - begin < 1.5

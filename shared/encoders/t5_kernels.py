@@ -1,0 +1,124 @@
+"""Triton kernels of T5's encoder over captions that lie one after another, each with what it computes in plain torch.
+
+Products go to cuBLAS; these are what lies between them, each one pass over memory. None depends on the number of
+tokens, so nothing is compiled again when a batch has another size.
+
+T tokens of a batch, H heads, D width of a head, W width of the model, F inner width of the feed-forward layer.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from shared.encoders.fast_t5 import TILE
+
+
+@triton.jit
+def _rms_norm(source, weight, out, width, epsilon, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    values = tl.load(source + token * width + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values) / width + epsilon)
+    weights = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * width + columns, (values * scale * weights).to(out.dtype.element_ty), mask=inside)
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Returns ``hidden / rms(hidden) * weight`` (T, W), statistics and product in float32, rounded once."""
+    out = torch.empty_like(hidden)
+    width = hidden.shape[1]
+    _rms_norm[(len(hidden),)](hidden, weight, out, width, epsilon, BLOCK=triton.next_power_of_2(width), num_warps=8)
+    return out
+
+
+@triton.jit
+def _gated_gelu(source, out, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    gate = tl.load(source + token * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
+    linear = tl.load(source + token * 2 * width + width + columns, mask=inside, other=0.0).to(tl.float32)
+    # gelu by tanh: (1 + tanh(z)) / 2 is sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3)
+    gelu = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    tl.store(out + token * width + columns, (gelu * linear).to(out.dtype.element_ty), mask=inside)
+
+
+def gated_gelu(inner: Tensor) -> Tensor:
+    """Returns ``gelu(gate) * linear`` (T, F), by tanh and rounded once, of gate and linear side by side (T, 2F)."""
+    tokens, width = inner.shape[0], inner.shape[1] // 2
+    out = inner.new_empty(tokens, width)
+    block = min(2048, triton.next_power_of_2(width))
+    _gated_gelu[(tokens, triton.cdiv(width, block))](inner, out, width, BLOCK=block, num_warps=4)
+    return out
+
+
+@triton.jit
+def _attention(  # type: ignore[no-untyped-def]
+    qkv, starts, ends, tiles, bias, out, reach,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    first_row, end_row = tl.load(tiles + tl.program_id(0)), tl.load(tiles + tl.program_id(0) + 1)
+    rows = first_row + tl.arange(0, BLOCK_M)
+    is_token = rows < end_row
+    start = tl.load(starts + rows, mask=is_token, other=0)
+    end = tl.load(ends + rows, mask=is_token, other=0)
+    first, last = tl.load(starts + first_row), tl.load(ends + end_row - 1)
+    channels = tl.arange(0, BLOCK_D)
+    is_channel = channels < WIDTH
+    stride: tl.constexpr = 3 * HEADS * WIDTH
+    queries = qkv + head * WIDTH + channels
+    keys, values = queries + HEADS * WIDTH, queries + 2 * HEADS * WIDTH
+    q = tl.load(queries[None, :] + rows[:, None].to(tl.int64) * stride, mask=is_token[:, None] & is_channel, other=0.0)
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for at in range(first, last, BLOCK_N):
+        columns = at + tl.arange(0, BLOCK_N)
+        at_keys = columns[:, None].to(tl.int64) * stride
+        is_key = (columns < last)[:, None] & is_channel
+        k = tl.load(keys[None, :] + at_keys, mask=is_key, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        inside = (columns[None, :] >= start[:, None]) & (columns[None, :] < end[:, None])
+        distance = columns[None, :] - rows[:, None]
+        scores += tl.load(bias + head * (2 * reach - 1) + reach - 1 + distance, mask=inside, other=0.0)
+        scores = tl.where(inside, scores * 1.4426950408889634, float("-inf"))  # for exp2
+        above = tl.maximum(highest, tl.max(scores, 1))
+        finite = tl.where(above == float("-inf"), 0.0, above)
+        shrink = tl.exp2(highest - finite)
+        weights = tl.exp2(scores - finite[:, None])
+        v = tl.load(values[None, :] + at_keys, mask=is_key, other=0.0)
+        total = total * shrink + tl.sum(weights, 1)
+        sums = sums * shrink[:, None]
+        sums += tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        highest = above
+    sums = sums / total[:, None]
+    target = out + rows[:, None].to(tl.int64) * (HEADS * WIDTH) + head * WIDTH + channels[None, :]
+    tl.store(target, sums.to(out.dtype.element_ty), mask=is_token[:, None] & is_channel)
+
+
+def attention(qkv: Tensor, starts: Tensor, ends: Tensor, tiles: Tensor, bias: Tensor) -> Tensor:
+    """Returns each token's attention over its own caption (T, H * D), unscaled as T5's is.
+
+    A program takes the tokens of one tile in one head, and visits the keys of their captions only.
+
+    Args:
+        qkv: (T, 3, H, D).
+        starts: (T,), int32: where a token's caption begins.
+        ends: (T,), int32: where it ends.
+        tiles: Borders of tiles, the first 0 and the last T, int32; a tile has :data:`TILE` tokens at most.
+        bias: (H, 2 R - 1), float32: added to the score by head and ``key - query + R - 1``; captions have R tokens at
+            most.
+    """
+    tokens, _, heads, width = qkv.shape
+    out = qkv.new_empty(tokens, heads * width)
+    _attention[(len(tiles) - 1, heads)](
+        qkv, starts, ends, tiles, bias, out, (bias.shape[1] + 1) // 2,
+        HEADS=heads, WIDTH=width, BLOCK_D=max(16, triton.next_power_of_2(width)),
+        BLOCK_M=TILE, BLOCK_N=64, PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
+        num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return out
