@@ -1,19 +1,22 @@
 """How the slots of the global batch walk the samples of one bucket.
 
-The bucket's samples lie in storage order: by shard, then by offset. Every ``run_samples`` of them are a *run*, a few
-megabytes of one shard that are fetched by one read (two where a shard ends inside). An epoch is the runs in a fresh
-order, each with its samples in a fresh order; written one after another they are the epoch's *sequence*. Every slot
+The bucket's clips stand in the order in which they are stored: by shard, then by offset. Every ``run_samples`` of them
+are a *run*, a few megabytes of one shard that are fetched by one read (two where a shard ends inside). Of clips that
+have several variants a run takes one in each epoch (``train.variants``). An epoch is the runs in a fresh order, each
+with its samples in a fresh order; written one after another they are the epoch's *sequence*. Every slot
 gets a stretch of it, as many samples as it takes in that epoch: sample number p of the endless bucket goes to slot
 ``p % batch_size`` in batch ``p // batch_size``, and p // num_samples is its epoch. So an epoch's tail shares a batch
 with the next one's beginning, and all of it is arithmetic: no slot needs to know what the others did.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from train.permutation import Permutation, hash_words
+from train.variants import ClipGroup, VariantRows
 
 Integers = npt.NDArray[np.int64]
 
@@ -26,9 +29,19 @@ class BucketRows:
 
     first_row: int
     num_samples: int
-    """Rows of the bucket; they follow one another in storage order."""
+    """Of an epoch: one of each clip."""
     run_samples: int
     """Samples that are read together, at least 1."""
+    groups: tuple[ClipGroup, ...] = ()
+    """The clips by their number of variants, in the order of the index; empty where each has one."""
+
+    def __post_init__(self) -> None:
+        assert not self.groups or sum(group.num_clips for group in self.groups) == self.num_samples
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the bucket; they follow one another in the index."""
+        return sum(group.num_clips * group.num_variants for group in self.groups) or self.num_samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +50,13 @@ class Visit:
 
     epoch: int
     run: int
-    """Number of the run in storage order."""
+    """Number of the run in the order of the index."""
     rows: tuple[int, ...]
     """Of the index, in the order in which they are taken."""
 
 
 class _Epoch:
-    """The order of a bucket's runs in one epoch. The last run in storage order may be short."""
+    """The order of a bucket's runs in one epoch. The last run of the index may be short."""
 
     def __init__(self, rows: BucketRows, key: int, epoch: int) -> None:
         size = rows.run_samples
@@ -74,6 +87,7 @@ class BucketWalk:
         assert batch_size > 0
         self.rows = rows
         self._batch_size, self._key = batch_size, key
+        self._variants = VariantRows(rows.groups or (ClipGroup(num_clips=rows.num_samples, num_variants=1),))
         self._epochs: dict[int, _Epoch] = {}
         width = min(rows.run_samples, rows.num_samples)
         self._held = np.full((batch_size, 2), -1, dtype=np.int64)  # the epoch and run whose order is kept, by slot
@@ -85,8 +99,7 @@ class BucketWalk:
         epochs, sequence = self._locate(batch, numbers)
         runs, inside = self._runs(epochs, sequence)
         self._hold(numbers, epochs, runs)
-        within = self._orders[numbers, inside].astype(np.int64)
-        return self.rows.first_row + runs * self.rows.run_samples + within, epochs
+        return self._rows(runs, self._orders[numbers, inside], epochs), epochs
 
     def runs(self, batch: int, slots: slice) -> tuple[Integers, Integers]:
         """Returns the runs at which ``slots`` are in one batch, and the epochs."""
@@ -105,14 +118,20 @@ class BucketWalk:
         size = self._run_size(run)
         end = int(self._stretch_starts(epochs, numbers + 1)[0])
         stay = min(size - int(inside[0]), end - first)
-        order = self._orders[slot, int(inside[0]) : int(inside[0]) + stay].astype(np.int64)
-        rows = self.rows.first_row + run * self.rows.run_samples + order
+        rows = self._rows_of_run(run, epoch, self._orders[slot, int(inside[0]) : int(inside[0]) + stay])
         return Visit(epoch=epoch, run=run, rows=tuple(rows.tolist()))
 
-    def run_rows(self, run: int) -> range:
-        """Returns all rows of a run, in storage order."""
-        first = self.rows.first_row + run * self.rows.run_samples
-        return range(first, first + self._run_size(run))
+    def run_rows(self, run: int, epoch: int) -> Integers:
+        """Returns all rows that a run takes in an epoch, in the order of its clips."""
+        return self._rows_of_run(run, epoch, np.arange(self._run_size(run)))
+
+    def _rows_of_run(self, run: int, epoch: int, within: npt.NDArray[Any]) -> Integers:
+        return self._rows(np.full(len(within), run), within, np.full(len(within), epoch))
+
+    def _rows(self, runs: Integers, within: npt.NDArray[Any], epochs: Integers) -> Integers:
+        """Returns the rows of clips, by their places in runs, each in its epoch."""
+        clips = runs * self.rows.run_samples + within.astype(np.int64)
+        return self.rows.first_row + self._variants.rows(self._key, clips, epochs, runs)
 
     def _locate(self, batch: int, slots: Integers) -> tuple[Integers, Integers]:
         """Returns the epochs of the slots' samples, and their places in those epochs' sequences."""

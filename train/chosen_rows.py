@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from shared.cache.dataset import Cache
 from shared.cache.live import LiveRows, read_by_groups
-from shared.cache.schema import ABOUT, MANIFEST, concat_rows
+from shared.cache.schema import ABOUT, MANIFEST, WINDOW, concat_rows
 from shared.cache.winners import Rows
 from shared.errors import InputError
 from train.where import Where, held_out, parse_fraction
@@ -62,7 +62,8 @@ def _manifest_names(schema: pa.Schema) -> list[str]:
 
 
 def _all_columns(schema: pa.Schema) -> list[str]:
-    return ["sample", *ABOUT.names, *_manifest_names(schema)]
+    windows = [name for name in WINDOW.names if name in schema.names]
+    return ["sample", *ABOUT.names, *windows, *_manifest_names(schema)]
 
 
 def _present(table: pa.Table, wanted: pa.Table) -> list[str]:

@@ -11,6 +11,7 @@ import tyro
 from shared.errors import InputError
 from train.model.attention import AttentionBackend
 from train.rank_batches import OnCorrupt
+from train.sample_index import Variants
 from train.where import Where, parse_fraction
 
 _BATCH_SIZE = 8
@@ -35,6 +36,8 @@ class TrainConfig:
     """Train on what fulfils a condition on columns of manifest or index, e.g. 'aesthetic > 5 and fps >= 24'."""
     holdout: str | None = None
     """Keep a part of the sources, e.g. 1%, out of training; all samples of a source are on one side."""
+    variants: Variants = "one"
+    """Of a clip that was encoded in several windows, or mirrored: each epoch one of them, or all."""
     batch_size: int = _BATCH_SIZE
     """Samples of one step, over all ranks."""
     batch_tokens: int | None = None
@@ -137,6 +140,13 @@ class TrainConfig:
             for name, value in values.items()
         }
 
+
+DEFAULTS = {
+    field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+    for field in dataclasses.fields(TrainConfig)
+    if field.default is not dataclasses.MISSING
+}
+"""Of settings that have one: what a run was trained with that was started before there was the setting."""
 
 FREE_TO_CHANGE = frozenset(
     {

@@ -4,7 +4,7 @@ What is read is kept as numbers, in files; of the whole index only what the orde
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from shared.cache.resolve import sample_numbers
 from shared.cache.winners import Rows
 from shared.errors import InputError
 from shared.spec import Bucket
+from train.clip_order import CLIP_COLUMNS, clip_numbers, has_variants, order_by_variant
 from train.index_columns import Array, Spool, save_column
+from train.variants import ClipGroup
 
 PLACE = ("shard", "offset", "bytes", "crc32c", "codec")
 _SIZE_BITS = 21
@@ -32,13 +34,14 @@ class BuiltIndex:
     shards: list[str]
     codecs: list[str]
     buckets: list[dict[str, Any]]
-    """``bucket``, ``first_row``, ``num_samples``, ``mean_bytes``, ``fps`` (median), ``latent_shape``; by bucket."""
+    """``bucket``, ``first_row``, ``groups`` (number of clips, of their variants), ``mean_bytes``, ``fps`` (median),
+    ``latent_shape``; by bucket."""
     digest: str
     """Of the samples' identities and places: the plan of a run depends on them."""
 
 
 def index_paths(text_stream: str) -> list[str]:
-    """Returns the Parquet paths that :func:`build_columns` needs."""
+    """Returns the Parquet paths that :func:`build_columns` needs of every index."""
     captions = f"{text_stream}.captions.list.element"
     return [
         *("sample", "num_frames", "height", "width", "fps", f"{LATENT_STREAM}.shape"),
@@ -48,8 +51,10 @@ def index_paths(text_stream: str) -> list[str]:
     ]
 
 
-def build_columns(cache: Cache, live: LiveRows, positions: Rows, text_stream: str, folder: Path) -> BuiltIndex:
-    """Writes the columns of live samples, in storage order, into a folder: see ``IndexColumns``.
+def build_columns(
+    cache: Cache, live: LiveRows, positions: Rows, text_stream: str, folder: Path, *, by_clip: bool
+) -> BuiltIndex:
+    """Writes the columns of live samples, in order, into a folder: see ``IndexColumns``.
 
     Args:
         cache: Opened.
@@ -57,16 +62,18 @@ def build_columns(cache: Cache, live: LiveRows, positions: Rows, text_stream: st
         positions: Of the live samples that are taken (at least one), ascending.
         text_stream: Whose captions are taken.
         folder: Is there and has room for the columns and as much again while they are made.
+        by_clip: Put the variants of each clip where ``train.variants`` finds them; else each sample is a clip.
 
     Raises:
         InputError: if a sample lacks its texts, texts are not as the provenance says, or a bucket's latents differ in
             shape.
     """
     codes = _Dictionary(), _Dictionary()
+    by_clip = by_clip and has_variants(live.schema)
     with Spool(folder) as spool:
-        num_captions, first_caption = _spool_rows(cache, live, positions, text_stream, spool, codes)
+        num_captions, first_caption = _spool_rows(cache, live, positions, text_stream, spool, codes, by_clip)
         _require_texts(num_captions, text_stream, spool)
-        return _save_in_order(folder, spool, codes, num_captions, first_caption)
+        return _save_in_order(folder, spool, codes, num_captions, first_caption, by_clip)
 
 
 class _Dictionary:
@@ -95,6 +102,7 @@ def _spool_rows(
     text_stream: str,
     spool: Spool,
     codes: tuple[_Dictionary, _Dictionary],
+    by_clip: bool,
 ) -> tuple[Array, Array]:
     """Spools the samples' columns, and their captions in the order in which they stand in the index.
 
@@ -109,9 +117,13 @@ def _spool_rows(
     wanted = live.latent[positions], text_rows
     num_captions, first_caption = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.int64)
     num_spooled = 0
-    for table, ((_, base), (part, with_text)) in read_by_groups(cache.store, live, wanted, index_paths(text_stream)):
+    paths = list(dict.fromkeys([*index_paths(text_stream), *(CLIP_COLUMNS if by_clip else ())]))
+    for table, ((_, base), (part, with_text)) in read_by_groups(cache.store, live, wanted, paths):
         if len(base):
-            _spool_samples(_taken(table, base), spool, codes)
+            samples = _taken(table, base)
+            _spool_samples(samples, spool, codes)
+            if by_clip:
+                spool.append("clip", clip_numbers(samples))
         if len(with_text):
             texts = _taken(table.select([text_stream]), with_text)[text_stream].combine_chunks()
             lengths = _spool_captions(cache, text_stream, texts, spool, codes)
@@ -190,14 +202,23 @@ def _written(identity: Array) -> str:
 
 
 def _save_in_order(
-    folder: Path, spool: Spool, codes: tuple[_Dictionary, _Dictionary], num_captions: Array, first_caption: Array
+    folder: Path,
+    spool: Spool,
+    codes: tuple[_Dictionary, _Dictionary],
+    num_captions: Array,
+    first_caption: Array,
+    by_clip: bool,
 ) -> BuiltIndex:
     """Writes what was spooled, a column at a time."""
     shards, shard_order = codes[0].sorted()
     codecs, codec_order = codes[1].sorted()
     shard, offset = shard_order[spool.take("latent_shard")], spool.take("latent_offset")
     packed = spool.take("packed")
-    order = np.lexsort((offset, shard, packed))
+    groups = None
+    if by_clip:
+        order, groups = order_by_variant(packed, spool.take("clip"), shard, offset)
+    else:
+        order = np.lexsort((offset, shard, packed))
     identity = spool.take("identity").reshape(-1, 2)[order]
     digest = hashlib.sha256()
     for name, column in (("identity", identity), ("latent_shard", shard[order]), ("latent_offset", offset[order])):
@@ -226,11 +247,18 @@ def _save_in_order(
     del caption_bytes, latent_bytes, caption_start
     shapes = spool.take("shape").reshape(len(order), -1)[order]
     identity = np.load(folder / "identity.npy", mmap_mode="r")
-    buckets = _buckets(packed[order], spool.take("fps")[order], sample_bytes, shapes, identity)
+    buckets = _buckets(packed[order], spool.take("fps")[order], sample_bytes, shapes, identity, groups)
     return BuiltIndex(shards=shards, codecs=codecs, buckets=buckets, digest=digest.hexdigest())
 
 
-def _buckets(packed: Array, fps: Array, sample_bytes: Array, shapes: Array, identity: Array) -> list[dict[str, Any]]:
+def _buckets(
+    packed: Array,
+    fps: Array,
+    sample_bytes: Array,
+    shapes: Array,
+    identity: Array,
+    groups: dict[int, list[ClipGroup]] | None,
+) -> list[dict[str, Any]]:
     firsts = np.flatnonzero(np.concatenate([[True], packed[1:] != packed[:-1]]))
     result = []
     for first, end in zip(firsts.tolist(), [*firsts[1:].tolist(), len(packed)], strict=True):
@@ -243,11 +271,12 @@ def _buckets(packed: Array, fps: Array, sample_bytes: Array, shapes: Array, iden
                 f"sample {_written(identity[row])} of bucket {bucket} has a latent of shape "
                 f"{tuple(shapes[row].tolist())}, others have {tuple(shapes[first].tolist())}: run preprocess.verify"
             )
+        one_each = [ClipGroup(num_clips=end - first, num_variants=1)]
         result.append(
             {
                 "bucket": str(bucket),
                 "first_row": first,
-                "num_samples": end - first,
+                "groups": [asdict(group) for group in (groups or {}).get(size, one_each)],
                 "mean_bytes": float(sample_bytes[first:end].mean()),
                 "fps": float(np.median(fps[first:end])),
                 "latent_shape": shapes[first].tolist(),

@@ -1,8 +1,9 @@
 """What reading needs of the index, as arrays that all ranks and workers of a node share.
 
-The rows that a run trains on are put into storage order (by bucket, shard, offset) and written once a node as ``.npy``
-files, which every process maps into its memory: they lie in the page cache once, strings are left out, and shards and
-codecs are numbers. A folder is named by a hash of all that it was made from, so it is never out of date.
+The rows that a run trains on are put into storage order (by bucket, shard, offset; where clips have several variants,
+see ``train.variants``) and written once a node as ``.npy`` files, which every process maps into its memory: they lie in
+the page cache once, strings are left out, and shards and codecs are numbers. A folder is named by a hash of all that it
+was made from, so it is never out of date.
 """
 
 import fcntl
@@ -26,7 +27,7 @@ from shared.errors import InputError
 
 Array = npt.NDArray[Any]
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 _ABOUT_FILE = "about.json"
 
 
@@ -55,7 +56,7 @@ class Payloads:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexColumns:
-    """The rows in storage order. The captions of row i are ``caption_start[i] .. caption_start[i + 1]``."""
+    """The rows in order. The captions of row i are ``caption_start[i] .. caption_start[i + 1]``."""
 
     identity: Array
     """(N, 2) uint64: the samples' identities."""

@@ -227,9 +227,10 @@ class SlotFiller:
     def _fetch(self, bucket: Bucket, visit: Visit) -> _Fetched:
         columns = self._columns
         if self._reader.reads_whole_runs:  # what is kept must not depend on what is chosen in this epoch
-            run_rows = self._job.plan.walk(bucket).run_rows(visit.run)
-            rows = np.arange(run_rows.start, run_rows.stop)
-            captions = np.arange(columns.caption_start[rows[0]], columns.caption_start[rows[-1] + 1])
+            rows = self._job.plan.walk(bucket).run_rows(visit.run, visit.epoch)
+            starts = columns.caption_start[rows]
+            counts = columns.caption_start[rows + 1] - starts
+            captions = np.arange(counts.sum()) + np.repeat(starts - (counts.cumsum() - counts), counts)
         else:
             rows = np.array(visit.rows)
             keys = sample_keys(self._job.seed, np.full(len(rows), visit.epoch), columns.identity[rows])
@@ -295,7 +296,7 @@ class SlotFiller:
         place: int,
         report: Report,
     ) -> None:
-        """Puts the next good sample of the bucket in storage order into a damaged one's place; its noise stays.
+        """Puts the bucket's next good sample of the index into a damaged one's place; its noise stays.
 
         Raises:
             InputError: if there is none.
@@ -318,10 +319,10 @@ class SlotFiller:
         raise InputError(f"bucket {bucket}: none of its samples can be read: {error}")
 
     def _rows_after(self, bucket: Bucket, damaged: int, error: DamagedError) -> Iterator[int]:
-        """Yields the other rows of a bucket in storage order from ``damaged`` on, then from the first; of a shard that
-        is missing none."""
+        """Yields the other rows of a bucket in the index's order from ``damaged`` on, then from the first; of a shard
+        that is missing none."""
         rows = self._job.plan.walk(bucket).rows
-        ring = np.roll(np.arange(rows.first_row, rows.first_row + rows.num_samples), rows.first_row - damaged)[1:]
+        ring = np.roll(np.arange(rows.first_row, rows.first_row + rows.num_rows), rows.first_row - damaged)[1:]
         if error.missing_shard is not None:
             ring = ring[self._columns.latent.shard[ring] != error.missing_shard]
         yield from ring.tolist()

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.errors import InputError
 from shared.stores.files import durable_file, publish, temporary_path
-from train.config import FREE_TO_CHANGE
+from train.config import DEFAULTS, FREE_TO_CHANGE
 from train.model.config import STDiTConfig
 
 RUN_FILE = "run.json"
@@ -73,7 +73,9 @@ def open_run(folder: Path, description: RunDescription) -> None:
 
 def _require_same(folder: Path, theirs: RunDescription, ours: RunDescription) -> None:
     pairs: list[tuple[str, Any, Any]] = [
-        (name, theirs.config.get(name), value) for name, value in ours.config.items() if name not in FREE_TO_CHANGE
+        (name, theirs.config.get(name, DEFAULTS.get(name)), value)
+        for name, value in ours.config.items()
+        if name not in FREE_TO_CHANGE
     ]
     pairs += [(name, theirs.model_config.get(name), value) for name, value in ours.model_config.items()]
     for stream, settings in ours.provenance.items():

@@ -152,13 +152,7 @@ def _latent_size(config: SampleConfig, run: RunDescription, architecture: STDiTC
         usual.height if config.height is None else config.height,
         usual.width if config.width is None else config.width,
     )
-    latent = run.provenance[LATENT]
-    geometry = VaeGeometry(
-        latent_channels=latent["latent_channels"],
-        spatial_stride=latent["spatial_stride"],
-        temporal_stride=latent["temporal_stride"],
-    )
-    size = latent_shape(bucket, geometry)[1:]
+    size = latent_shape(bucket, VaeGeometry.recorded(run.provenance[LATENT]))[1:]
     architecture.grid(size)
     return size
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -16,6 +16,9 @@ from train.chosen_rows import Selection as Selection
 from train.chosen_rows import choose_rows
 from train.index_build import build_columns
 from train.index_columns import IndexFolder, build_once, node_folder
+from train.variants import ClipGroup
+
+Variants = Literal["one", "all"]
 
 LATENT, TEXT = LATENT_STREAM, TEXT_STREAM
 
@@ -31,11 +34,7 @@ class SampleIndex:
         self.cache, self.folder = cache, folder
         about = folder.about()
         latent, text = cache.provenance[LATENT], cache.provenance[TEXT]
-        self.geometry = VaeGeometry(
-            latent_channels=latent["latent_channels"],
-            spatial_stride=latent["spatial_stride"],
-            temporal_stride=latent["temporal_stride"],
-        )
+        self.geometry = VaeGeometry.recorded(latent)
         self.moments: bool = latent.get("posterior") == "mean+logvar"
         self.caption_channels: int = text["text_channels"]
         self.max_tokens: int = text["max_tokens"]
@@ -46,9 +45,12 @@ class SampleIndex:
         self._fps: dict[Bucket, float] = {}
         for entry in about["buckets"]:
             bucket = Bucket.parse(entry["bucket"])
-            run_samples = min(max(1, round(about["run_bytes"] / entry["mean_bytes"])), MAX_RUN_SAMPLES)
+            groups = tuple(ClipGroup(**group) for group in entry["groups"])
             self.buckets[bucket] = BucketRows(
-                first_row=entry["first_row"], num_samples=entry["num_samples"], run_samples=run_samples
+                first_row=entry["first_row"],
+                num_samples=sum(group.num_clips for group in groups),
+                run_samples=min(max(1, round(about["run_bytes"] / entry["mean_bytes"])), MAX_RUN_SAMPLES),
+                groups=groups,
             )
             self._fps[bucket] = entry["fps"]
             self._check_latents(bucket, tuple(entry["latent_shape"]))
@@ -59,6 +61,7 @@ class SampleIndex:
         cache: Cache,
         selection: Selection | None = None,
         *,
+        variants: Variants = "one",
         local_cache: Path | None = None,
         run_bytes: int = RUN_BYTES,
     ) -> "SampleIndex":
@@ -67,6 +70,8 @@ class SampleIndex:
         Args:
             cache: Where the samples are.
             selection: Which of them; all by default.
+            variants: What an epoch takes of a clip that has several windows, or mirrored ones: one of them, another
+                one each epoch, or all, each as a sample of its own.
             local_cache: A folder of this node; the system's temporary one by default.
             run_bytes: About how much is fetched by one read.
 
@@ -86,6 +91,7 @@ class SampleIndex:
             "where": selection.where,
             "holdout": selection.holdout,
             "held_out_side": selection.held_out_side,
+            "variants": variants,
             "run_bytes": run_bytes,
         }
 
@@ -95,13 +101,14 @@ class SampleIndex:
             positions = choose_rows(cache, live, selection)
             if TEXT not in live.schema.names:
                 raise InputError(f"{cache.url}: no sample has texts of stream {TEXT!r}: run preprocess into it again")
-            return {**asdict(build_columns(cache, live, positions, TEXT, folder)), "run_bytes": run_bytes}
+            built = build_columns(cache, live, positions, TEXT, folder, by_clip=variants == "one")
+            return {**asdict(built), "run_bytes": run_bytes}
 
         return cls(cache, build_once(node_folder(local_cache), made_from, build))
 
     @property
     def num_samples(self) -> int:
-        """Samples of all buckets."""
+        """Samples of an epoch, of all buckets."""
         return sum(rows.num_samples for rows in self.buckets.values())
 
     def latent_size(self, bucket: Bucket) -> tuple[int, int, int]:

@@ -59,7 +59,9 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
             raise InputError(f"--set {name}={overrides[name]}: {reason}")
     model_config(config.model, **overrides)  # a mistake in it is told before one in the cache
     selection = Selection(where=config.where, holdout=config.holdout)
-    index = SampleIndex.open(Cache.open(config.cache), selection, local_cache=config.local_cache)
+    index = SampleIndex.open(
+        Cache.open(config.cache), selection, variants=config.variants, local_cache=config.local_cache
+    )
     buckets = select_buckets(index.buckets, config.buckets)
     most_common = max(buckets, key=lambda bucket: buckets[bucket].num_samples)
     architecture = model_config(

@@ -96,7 +96,7 @@ class Trainer:
         return (
             f"{config.model}: {self._num_parameters / 1e6:.1f} M parameters, {config.precision}, "
             f"ZeRO {config.zero_stage}, {ranks.world_size} x {ranks.device.type}, batch {self._batch_sizes()}, "
-            f"attention {config.attention_backend or 'by shape'}; {self._run.plan.num_samples} samples; "
+            f"attention {config.attention_backend or 'by shape'}; {self._run.plan.num_samples} samples an epoch; "
             f"peak {peak.tflops:.3g} TFLOP/s a device ({peak.source}); steps {first_step} to {config.steps}"
         )
 

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shared.cache.schema import ABOUT, MANIFEST
+from shared.cache.schema import ABOUT, MANIFEST, WINDOW
 from shared.errors import InputError
-from train.permutation import hash_words, uniform
+from train.permutation import Words, hash_words, uniform
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: pc.equal,
@@ -51,13 +51,13 @@ class Where:
             self._body = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError) as error:
             raise self._refused(f"not an expression ({error})") from None
-        self._columns: dict[str, None] = {}
+        self._columns: dict[str, tuple[str, ...]] = {}
         self._evaluate(self._body, None)
 
     @property
     def paths(self) -> list[str]:
-        """Parquet paths of the columns that it needs."""
-        return list(self._columns)
+        """Parquet paths of the columns that it needs, if they are there."""
+        return [path for paths in self._columns.values() for path in paths]
 
     def select(self, table: pa.Table, known: Callable[[], Sequence[str]]) -> pa.Array:
         """Returns which rows of a table fulfil the condition: (N,) booleans without nulls.
@@ -69,9 +69,8 @@ class Where:
         Raises:
             InputError: for a column that is not in the table, or values that cannot be compared.
         """
-        for path in self._columns:
-            name = path.removeprefix(f"{MANIFEST}.")
-            if _column(table, path) is None:
+        for name, paths in self._columns.items():
+            if _first_column(table, paths) is None:
                 raise InputError(f"--where {self._text!r}: no column {name!r}: the cache has {', '.join(known())}")
         try:
             chosen = self._evaluate(self._body, table)
@@ -119,14 +118,16 @@ class Where:
             case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
                 return value
             case ast.Name(id=name):
-                return self._look_up(name if name in ABOUT.names or name == "sample" else f"{MANIFEST}.{name}", table)
+                return self._look_up(name, _paths(name), table)
             case ast.Subscript(value=ast.Name(id="manifest"), slice=ast.Constant(value=str(name))):
-                return self._look_up(f"{MANIFEST}.{name}", table)
+                return self._look_up(name, (f"{MANIFEST}.{name}",), table)
         raise self._refused(f"{ast.unparse(node)!r} is not allowed")
 
-    def _look_up(self, path: str, table: pa.Table | None) -> Any:
-        self._columns[path] = None
-        return None if table is None else _column(table, path)
+    def _look_up(self, name: str, paths: tuple[str, ...], table: pa.Table | None) -> Any:
+        if table is not None:
+            return _first_column(table, paths)
+        self._columns[name] = tuple(dict.fromkeys([*self._columns.get(name, ()), *paths]))
+        return None
 
     def _compare(self, left: ast.expr, kinds: list[ast.cmpop], rights: list[ast.expr], table: pa.Table | None) -> Any:
         value, result = self._evaluate(left, table), None
@@ -169,9 +170,24 @@ def _negated(value: Any) -> Any:
     return pc.negate(value) if _is_column(value) else -value
 
 
+def _paths(name: str) -> tuple[str, ...]:
+    """Returns where a column of that name is looked for, in this order; an index may lack those of windows."""
+    if name in ABOUT.names or name == "sample":
+        return (name,)
+    of_manifest = f"{MANIFEST}.{name}"
+    return (name, of_manifest) if name in WINDOW.names else (of_manifest,)
+
+
+def _first_column(table: pa.Table, paths: tuple[str, ...]) -> pa.ChunkedArray | None:
+    found = (_column(table, path) for path in paths)
+    return next((column for column in found if column is not None), None)
+
+
 def _column(table: pa.Table, path: str) -> pa.ChunkedArray | None:
     if not path.startswith(f"{MANIFEST}."):
-        return table[path] if path in table.column_names else None
+        if path not in table.column_names:
+            return None
+        return pc.fill_null(table[path], False) if path == "flip" else table[path]
     name = path.removeprefix(f"{MANIFEST}.")
     if MANIFEST not in table.column_names:
         return None
@@ -204,16 +220,19 @@ def held_out(sources: pa.ChunkedArray, fraction: float) -> np.ndarray:
         sources: Strings.
         fraction: The part to hold out, as a probability for each source.
     """
-    parts = [np.zeros(0, dtype=bool)]
-    for chunk in sources.chunks:
+    return uniform(hash_strings(sources)) < fraction
+
+
+def hash_strings(strings: pa.ChunkedArray) -> Words:
+    """Returns 64 bits (N,) for each string: the sum of its bytes, each times a random weight of its place, mixed."""
+    parts = [np.zeros(0, np.uint64)]
+    for chunk in strings.chunks:
         for start in range(0, len(chunk), _HASHED_AT_ONCE):
-            hashed = _hash_strings(chunk.slice(start, _HASHED_AT_ONCE).cast(pa.large_binary()))
-            parts.append(uniform(hashed) < fraction)
+            parts.append(_hash_chunk(chunk.slice(start, _HASHED_AT_ONCE).cast(pa.large_binary())))
     return np.concatenate(parts)
 
 
-def _hash_strings(strings: pa.Array) -> np.ndarray:
-    """Returns 64 bits for each string: the sum of its bytes, each times a random weight of its place, mixed."""
+def _hash_chunk(strings: pa.Array) -> Words:
     _, offsets, data = strings.buffers()
     ends = np.frombuffer(offsets, np.int64)[strings.offset : strings.offset + len(strings) + 1]
     if not len(strings):
@@ -224,7 +243,8 @@ def _hash_strings(strings: pa.Array) -> np.ndarray:
     sums = np.zeros(len(strings), np.uint64)
     filled = np.flatnonzero(lengths)
     if len(filled):
+        weights = hash_words(np.arange(lengths.max())) | np.uint64(1)
         with np.errstate(over="ignore"):
-            products = (values + np.uint64(1)) * (hash_words(places) | np.uint64(1))
+            products = (values + np.uint64(1)) * weights[places]
             sums[filled] = np.add.reduceat(products, (ends[:-1] - ends[0])[filled])
     return hash_words(sums, lengths)

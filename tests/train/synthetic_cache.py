@@ -1,6 +1,6 @@
 """Small caches with random content, written by the real writer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def write_cache(
     manifest: Mapping[str, list[Any]] | None = None,
     new_texts: bool = False,
     clips_per_source: int = 1,
+    views: Sequence[Sequence[tuple[int, bool]]] | None = None,
 ) -> Cache:
     """Writes random samples.
 
@@ -71,19 +72,22 @@ def write_cache(
         manifest: The manifest's other columns: a value for each sample of a bucket, taken in turn.
         new_texts: Then encode every sample's texts again, into a shard of their own.
         clips_per_source: Samples of one source.
+        views: Windows (their numbers) of a clip and whether they are mirrored, taken in turn by the clips; ``samples``
+            then counts clips, and a shard holds one window, mirrored or not. Without them no column says so.
     """
     cache = Cache.open_or_create(root, provenance(posterior))
     parsed = {"latent": Codec.parse(codecs[0]), "text.t5": Codec.parse(codecs[1])}
     generator = torch.Generator().manual_seed(seed)
-    for bucket, count in samples.items():
-        made = [
-            _sample(f"{bucket}-{seed}-{i}", bucket, generator, captions_per_sample, latent_channels)
-            for i in range(count)
-        ]
-        for i, sample in enumerate(made):
+    for bucket, view, clips in _families(samples, views):
+        made, columns = [], []
+        for i in clips:
+            name = f"{bucket}-{seed}-{i}" + ("" if view is None else f"-{view}")
+            sample = _sample(name, bucket, generator, captions_per_sample, latent_channels)
             object.__setattr__(sample, "source", f"{bucket}-{seed}-{i // clips_per_source}.mp4")
             object.__setattr__(sample, "manifest", {k: v[i % len(v)] for k, v in (manifest or {}).items()})
-        for start in range(0, count, samples_per_shard):
+            made.append(sample)
+            columns.append({} if view is None else {"window": view[0] * (3 + i % 4), "flip": view[1]})
+        for start in range(0, len(made), samples_per_shard):
             part = made[start : start + samples_per_shard]
             ids = [sample.sample for sample in part]
             with ShardWriter(
@@ -93,8 +97,9 @@ def write_cache(
                 container=container,
                 record={"environment": {}},
             ) as writer:
-                for sample in part:
-                    writer.add(*sample_row(sample, parsed, 0))
+                for sample, more in zip(part, columns[start:], strict=False):
+                    row, arrays = sample_row(sample, parsed, 0)
+                    writer.add(row | more, arrays)
                 writer.commit()
         if new_texts:
             ids = [sample.sample for sample in made]
@@ -110,6 +115,18 @@ def write_cache(
                     writer.add(*text_row(sample.sample, "text.t5", texts, parsed["text.t5"], 1))
                 writer.commit()
     return cache
+
+
+def _families(
+    samples: Mapping[Bucket, int], views: Sequence[Sequence[tuple[int, bool]]] | None
+) -> Iterator[tuple[Bucket, tuple[int, bool] | None, list[int]]]:
+    """Yields what lies in the same shards: a bucket, a view, and the clips that have it."""
+    for bucket, count in samples.items():
+        if views is None:
+            yield bucket, None, list(range(count))
+            continue
+        for view in sorted({view for some in views for view in some}):
+            yield bucket, view, [i for i in range(count) if view in views[i % len(views)]]
 
 
 def _sample(name: str, bucket: Bucket, generator: torch.Generator, num_captions: int, channels: int) -> Sample:

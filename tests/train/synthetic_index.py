@@ -17,8 +17,11 @@ ROWS_A_FRAGMENT = 250_000
 SAMPLES_A_SHARD = 10_000
 
 
-def write_large_index(root: Path, num_rows: int) -> Cache:
-    """Returns a cache of ``num_rows`` samples of bucket 1x16x16, their bytes the same, spread over shards by name."""
+def write_large_index(root: Path, num_rows: int, num_windows: int | None = None) -> Cache:
+    """Returns a cache of ``num_rows`` samples of bucket 1x16x16, their bytes the same, spread over shards by name.
+
+    With ``num_windows`` as many samples are windows of one clip: as many shards in turn hold those of the same clips.
+    """
     cache = Cache.open_or_create(root, provenance())
     latent, text = bytes(CHANNELS * 4 * 2), bytes(TEXT_CHANNELS * 2)
     size = len(latent) + len(text)
@@ -32,6 +35,8 @@ def write_large_index(root: Path, num_rows: int) -> Cache:
     for start in range(0, num_rows, ROWS_A_FRAGMENT):
         rows = np.arange(start, min(start + ROWS_A_FRAGMENT, num_rows))
         table = _table(rows, size, len(latent), len(text), checksums)
+        if num_windows:
+            table = _with_windows(table, rows, num_windows)
         write_fragment(cache.store, f"fragment-{start:012d}", table, {"environment": {}})
     return cache
 
@@ -95,6 +100,14 @@ def _table(rows: np.ndarray, size: int, latent_bytes: int, text_bytes: int, chec
             "text.t5": struct(text, TEXT),
         }
     )
+
+
+def _with_windows(table: pa.Table, rows: np.ndarray, num_windows: int) -> pa.Table:
+    shards, places = np.divmod(rows, SAMPLES_A_SHARD)
+    blocks, windows = np.divmod(shards, num_windows)
+    sources = [f"videos/clip-{number:012d}.mp4" for number in (blocks * SAMPLES_A_SHARD + places).tolist()]
+    table = table.set_column(table.column_names.index("source"), "source", pa.array(sources))
+    return table.append_column("window", pa.array(windows * 16, pa.int32()))
 
 
 def _measure(root: str, num_rows: str, steps: str) -> dict[str, float]:

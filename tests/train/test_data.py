@@ -321,7 +321,7 @@ def test_the_index_is_built_once_a_node_and_anew_when_samples_are_added(tmp_path
     import train.sample_index as sample_index
 
     build = sample_index.build_columns
-    monkeypatch.setattr(sample_index, "build_columns", lambda *args: built.append(1) or build(*args))
+    monkeypatch.setattr(sample_index, "build_columns", lambda *args, **more: built.append(1) or build(*args, **more))
     monkeypatch.setattr(IndexFolder, "about", original)
     first = SampleIndex.open(cache)
     assert SampleIndex.open(cache).folder == first.folder

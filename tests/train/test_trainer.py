@@ -17,7 +17,7 @@ from train.ema import decay_at
 from train.metrics import MetricsLog
 from train.model.config import STDiTConfig, config_from_values
 from train.model.stdit import STDiT
-from train.run_folder import read_run
+from train.run_folder import RunDescription, open_run, read_run
 from train.trainer import learning_rate, train
 
 LOSSES = ("step", "loss", "mse", "vb", "grad_norm", "lr")
@@ -166,6 +166,18 @@ def test_an_output_folder_with_other_files_is_left_alone(ranks, small_config):
     with pytest.raises(InputError, match=r"found files but no run.json"):
         train(small_config, ranks)
     assert [entry.name for entry in small_config.output.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_that_was_started_before_there_was_an_option_goes_on_with_its_default(small_config, tmp_path):
+    run = RunDescription(
+        config=small_config.to_json(), model_config={}, provenance={}, buckets={}, samples_sha256="of the samples"
+    )
+    older = dataclasses.replace(run, config={k: v for k, v in run.config.items() if k not in ("variants", "buckets")})
+    open_run(tmp_path / "older", older)
+    open_run(tmp_path / "older", run)
+    every = dataclasses.replace(small_config, variants="all")
+    with pytest.raises(InputError, match="the run there has variants=one .*, this one has variants=all"):
+        open_run(tmp_path / "older", dataclasses.replace(run, config=every.to_json()))
 
 
 def test_lines_of_steps_that_no_checkpoint_kept_are_dropped_from_the_metrics(tmp_path):

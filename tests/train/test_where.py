@@ -86,6 +86,21 @@ def test_what_is_no_condition_is_one_line(text, complaint):
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_of_a_window_column_is_the_manifests_where_the_index_has_none_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bucket = Bucket(2, 32, 32)
+    cache = write_cache(tmp_path / "old", {bucket: 6}, manifest={"window": [1.0, 2.0]})
+    assert SampleIndex.open(cache, Selection(where="window > 1")).num_samples == 3
+    cache = write_cache(tmp_path / "new", {bucket: 6}, manifest={"window": [9.0]}, views=[[(0, False)]])
+    with pytest.raises(InputError, match="no sample fulfils --where 'window > 1'"):
+        SampleIndex.open(cache, Selection(where="window > 1"))
+    assert SampleIndex.open(cache, Selection(where="window < 1 and manifest['window'] > 1")).num_samples == 6
+    with pytest.raises(InputError, match="no column 'flip': the cache has .*, fps, window"):
+        SampleIndex.open(
+            write_cache(tmp_path / "old", {bucket: 1}, manifest={"window": [3.0]}, seed=1), Selection(where="flip")
+        )
+
+
 def test_a_condition_on_the_manifest_selects_samples_of_a_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     scores = [4.0, 5.5, 6.0, None]
