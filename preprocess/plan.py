@@ -1,39 +1,56 @@
-"""What is to be encoded: probed clips, minus what is committed, in shards of one bucket each. Pure."""
+"""What is to be encoded: probed clips, minus what is committed, in shards of one bucket each. Pure, and columnar: a
+plan of ten million samples is some arrays, of which tasks are made when they are asked for.
 
-from collections import defaultdict
+All samples of a shard are of the same window and mirrored alike, and the shards of a clip's other windows hold the same
+clips in the same order, so that a trainer can choose one variant for a whole run of clips.
+"""
+
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, TypeVar
+from itertools import pairwise
+from typing import overload
 
-from shared.bucketing import buckets_of, shortfall
-from shared.cache.dataset import CommittedSample
-from shared.cache.identity import latent_id, shard_id
-from shared.cache.ledger import Refusal
-from shared.media.manifest import Clip, Value
-from shared.media.probe import Probe
-from shared.media.video import Window, centre_window
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from preprocess.refusals import Refusals
+from preprocess.samples import BucketSamples, SampleMaker, Variant, find_samples
+from shared.bucketing import PerClip
+from shared.cache.committed import Removed
+from shared.cache.identity import identity_texts, shard_id
+from shared.fingerprints import Lookup
+from shared.media.clip import Media, TimeRange, Value, Window
+from shared.media.manifest import Manifest
 from shared.shard_size import MAX_SHARD_BYTES
 from shared.spec import Bucket
-
-Item = TypeVar("Item")
+from shared.windows import Integers, Sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleTask:
-    """One clip to be encoded in one bucket."""
+    """One window of a clip to be encoded in one bucket."""
 
     sample: str
     """Its identity."""
     source: str
     source_version: str
-    path: Path
+    media: Media
+    time_range: TimeRange | None
     captions: tuple[str, ...]
     window: Window
+    is_centre: bool
+    """Whether the window is the one in the middle."""
     fps: float
     """Frames a second of the frames that are taken."""
     columns: Mapping[str, Value] = field(default_factory=dict)
     """What else the manifest says of the clip."""
+
+    @property
+    def stored_window(self) -> int | None:
+        """Where the window starts; None for the middle of a whole clip by number, see ``latent_id``."""
+        is_plain = self.is_centre and self.time_range is None and self.window.fps is None and not self.window.flip
+        return None if is_plain else self.window.start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,128 +65,284 @@ class ShardTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlanOptions:
+    """What decides which samples there are, and how they go into shards."""
+
+    buckets: Sequence[Bucket]
+    buckets_per_clip: PerClip
+    """Into the best bucket that a clip fills, or into all."""
+    sampling: Sampling
+    windows_per_clip: int = 1
+    """Windows of a clip, at most."""
+    flip: bool = False
+    """Whether each is encoded a second time, mirrored."""
+    shard_samples: Callable[[Bucket], int]
+    """Samples a shard of a bucket, at most."""
+    sample_bytes: Callable[[Bucket, int], int]
+    """Of a sample in a bucket with so many captions, before entropy coding; a shard has 1 GB at most."""
+    streams: Collection[str]
+    """What the shards will hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BucketTotals:
+    """How much is to be encoded in one bucket."""
+
+    num_clips: int
+    num_samples: int
+    """More than clips where these have several windows, or are mirrored."""
+    num_shards: int
+    num_captions: int
+    """Of all samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Segment:
+    """Samples of one bucket and variant that go into shards of one generation, in the manifest's order."""
+
+    bucket: Bucket
+    variant: Variant
+    generation: int
+    clips: Integers
+    """(S,), rows of the manifest."""
+    numbers: npt.NDArray[np.uint64]
+    """(S, 2), their identities."""
+    starts: npt.NDArray[np.int32]
+    """(S,), where their windows start."""
+
+
+class ShardTasks(Sequence[ShardTask]):
+    """Shards, each made when it is asked for. Slices of it are such sequences too.
+
+    Args:
+        maker: Makes the samples.
+        streams: What the shards hold.
+        segments: Samples.
+        shards: (N, 3), of each shard its segment and the first and the last but one of its samples in it.
+    """
+
+    def __init__(
+        self, maker: SampleMaker, streams: Collection[str], segments: Sequence[_Segment], shards: Integers
+    ) -> None:
+        self._maker, self._streams, self._segments, self._shards = maker, tuple(streams), segments, shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, place: int) -> ShardTask: ...
+    @overload
+    def __getitem__(self, place: slice) -> "ShardTasks": ...
+    def __getitem__(self, place: int | slice) -> "ShardTask | ShardTasks":
+        if isinstance(place, slice):
+            return ShardTasks(self._maker, self._streams, self._segments, self._shards[place])
+        number, first, end = self._shards[place].tolist()
+        segment = self._segments[number]
+        names, rows = identity_texts(segment.numbers[first:end]), segment.clips[first:end]
+        parts = (names, self._maker.clips(rows), self._maker.versions(rows), self._maker.rates(rows))
+        samples = tuple(
+            SampleTask(
+                sample=name,
+                source=clip.source,
+                source_version=version,
+                media=clip.media,
+                time_range=clip.time_range,
+                captions=clip.captions,
+                window=self._maker.window(segment.bucket, segment.variant, start),
+                is_centre=segment.variant.number == 0,
+                fps=rate,
+                columns=clip.columns,
+            )
+            for name, clip, version, rate, start in zip(*parts, segment.starts[first:end].tolist(), strict=True)
+        )
+        return ShardTask(
+            shard_id=shard_id(names, streams=self._streams, generation=segment.generation),
+            bucket=segment.bucket,
+            samples=samples,
+            generation=segment.generation,
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all shards."""
+        return int((self._shards[:, 2] - self._shards[:, 1]).sum())
+
+    def num_samples_of(self, place: int) -> int:
+        """Returns how many samples one shard has, without making it."""
+        return int(self._shards[place, 2] - self._shards[place, 1])
+
+    def per_bucket(self) -> dict[Bucket, BucketTotals]:
+        """Returns how much there is of each bucket."""
+        rows: dict[Bucket, list[Integers]] = {}
+        for number, first, end in self._shards.tolist():
+            segment = self._segments[number]
+            rows.setdefault(segment.bucket, []).append(segment.clips[first:end])
+        totals = {}
+        for bucket, parts in rows.items():
+            clips = np.concatenate(parts)
+            totals[bucket] = BucketTotals(
+                num_clips=len(np.unique(clips)),
+                num_samples=len(clips),
+                num_shards=len(parts),
+                num_captions=int(self._maker.num_captions(clips).sum()),
+            )
+        return totals
+
+    def clip_rows(self) -> Integers:
+        """Returns the rows of the manifest whose clips the shards hold, each once."""
+        parts = [self._segments[number].clips[first:end] for number, first, end in self._shards.tolist()]
+        return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """The work, and what needs none."""
 
-    tasks: tuple[ShardTask, ...]
-    refusals: tuple[Refusal, ...]
-    """Clips that fill no bucket."""
-    committed: tuple[tuple[str, Clip], ...]
-    """Samples that are in the cache already, with what the manifest says of them now."""
+    tasks: ShardTasks
+    refusals: Refusals
+    """Clips that fill no bucket, or of which probing says that they cannot be used."""
+    committed: tuple[Integers, Integers]
+    """Samples that are in the cache already: their rows among the committed ones (M,), and those of their clips in the
+    manifest (M,)."""
     num_refused_before: int
     """Samples that an earlier run put into the ledger."""
-    stale: tuple[str, ...]
-    """Samples of clips that changed, or that the manifest names no more."""
+
+    @classmethod
+    def empty(cls, manifest: Manifest) -> "Plan":
+        """Returns the plan of a job that encodes no clips."""
+        maker = SampleMaker(manifest, pa.table({"version": pa.nulls(manifest.table.num_rows)}), Sampling())
+        none = np.empty(0, np.int64)
+        return cls(
+            tasks=ShardTasks(maker, (), (), np.empty((0, 3), np.int64)),
+            refusals=Refusals(maker, (), none, none),
+            committed=(none, none),
+            num_refused_before=0,
+        )
 
     @property
     def num_samples(self) -> int:
         """Samples to encode."""
-        return sum(len(task.samples) for task in self.tasks)
+        return self.tasks.num_samples
 
 
 def make_plan(
-    clips: Sequence[tuple[Clip, Probe]],
+    manifest: Manifest,
+    probes: pa.Table,
+    options: PlanOptions,
     *,
-    sources: Collection[str],
-    buckets: Sequence[Bucket],
-    buckets_per_clip: Literal["best", "all"],
-    frame_interval: int,
-    shard_samples: Callable[[Bucket], int],
-    sample_bytes: Callable[[Bucket, int], int],
-    streams: Collection[str],
-    committed: Mapping[str, CommittedSample],
-    removed: Mapping[str, int],
-    refused: Collection[str],
+    committed: Lookup,
+    removed: Removed,
+    refused: Lookup,
+    rows: Integers | None = None,
 ) -> Plan:
     """Returns the shards to encode.
 
     Args:
-        clips: In the manifest's order, which is the order of samples in shards.
-        sources: Of all rows of the manifest, those of clips that cannot be probed too.
-        buckets: Sizes asked for.
-        buckets_per_clip: Into the best bucket that a clip fills, or into all.
-        frame_interval: Source frames from one taken frame to the next.
-        shard_samples: Samples a shard of a bucket, at most.
-        sample_bytes: Of a sample in a bucket with so many captions, before entropy coding; a shard has 1 GB at most.
-        streams: What the shards will hold.
-        committed: The samples that are in the cache, by their identities.
-        removed: Of samples that were removed once, the generation of their latest removal.
+        manifest: Whose order is that of samples in shards.
+        probes: Of its rows, see ``preprocess.probes.Probes.table_for``; those that are not probed wait.
+        options: What is wanted.
+        committed: Identities of the samples that are in the cache.
+        removed: Samples that were removed once.
         refused: Identities of samples that are in its ledger.
+        rows: Of the manifest, ascending, if only these are wanted.
     """
-    groups: dict[tuple[Bucket, int], list[SampleTask]] = defaultdict(list)
-    refusals: list[Refusal] = []
-    found: list[tuple[str, Clip]] = []
-    num_refused_before = 0
-    for clip, facts in clips:
-        filled = buckets_of(facts, buckets, per_clip=buckets_per_clip, frame_interval=frame_interval)
-        if not filled:
-            refusals.append(_refusal(clip, facts, buckets, frame_interval))
-        for bucket in filled:
-            task = _sample_task(clip, facts, bucket, frame_interval)
-            if task.sample in committed:
-                found.append((task.sample, clip))
-            elif task.sample in refused:
-                num_refused_before += 1
-            else:
-                groups[bucket, removed.get(task.sample, -1) + 1].append(task)
-    tasks = []
-    for bucket in buckets:
-        for generation in sorted(g for b, g in groups if b == bucket):
-            samples = groups[bucket, generation]
-            sizes = [sample_bytes(bucket, len(sample.captions)) for sample in samples]
-            for chunk in chunks(samples, sizes, shard_samples(bucket)):
-                identity = shard_id((s.sample for s in chunk), streams=streams, generation=generation)
-                tasks.append(ShardTask(shard_id=identity, bucket=bucket, samples=tuple(chunk), generation=generation))
-    versions = {clip.source: facts.version for clip, facts in clips}
+    maker = SampleMaker(manifest, probes, options.sampling)
+    found = find_samples(
+        maker,
+        options.buckets,
+        per_clip=options.buckets_per_clip,
+        windows_per_clip=options.windows_per_clip,
+        flip=options.flip,
+        rows=rows,
+    )
+    segments: list[_Segment] = []
+    shards: list[Integers] = [np.empty((0, 3), np.int64)]
+    known: list[tuple[Integers, Integers]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    num_refused = 0
+    for bucket, samples in zip(options.buckets, found.by_bucket, strict=True):
+        pending = np.full(samples.exists.shape, -1, np.int32)
+        for number in range(len(samples.variants)):
+            exists = samples.exists[:, number]
+            numbers = samples.numbers[exists, number]
+            places = committed.find(numbers)
+            is_known = places >= 0
+            known.append((places[is_known], samples.clips[exists][is_known]))
+            is_refused = ~is_known & (refused.find(numbers) >= 0)
+            num_refused += int(is_refused.sum())
+            generations = removed.next_generations(numbers)
+            generations[is_known | is_refused] = -1
+            pending[exists, number] = generations
+        most = options.shard_samples(bucket)
+        for chosen in _groups(pending):
+            generations_of = pending[chosen[0]].tolist()
+            sizes = _sizes(maker.num_captions(samples.clips[chosen]), bucket, options.sample_bytes)
+            bounds = chunk_bounds(sizes, most)
+            parts = []
+            for number, generation in enumerate(generations_of):
+                if generation < 0:
+                    continue
+                segment = np.full(len(bounds) - 1, len(segments))
+                parts.append(np.stack([segment, bounds[:-1], bounds[1:]], axis=1))
+                segments.append(_segment(samples, bucket, number, generation, chosen))
+            shards.append(np.stack(parts, axis=1).reshape(-1, 3))
     return Plan(
-        tasks=tuple(tasks),
-        refusals=tuple(refusals),
-        committed=tuple(found),
-        num_refused_before=num_refused_before,
-        stale=tuple(
-            sample
-            for sample, known in committed.items()
-            if known.source not in sources or versions.get(known.source, known.source_version) != known.source_version
-        ),
+        tasks=ShardTasks(maker, options.streams, segments, np.concatenate(shards)),
+        refusals=Refusals(maker, options.buckets, found.unfilled, found.unusable),
+        committed=(np.concatenate([rows for rows, _ in known]), np.concatenate([rows for _, rows in known])),
+        num_refused_before=num_refused,
     )
 
 
-def chunks(items: Sequence[Item], sizes: Sequence[int], most: int) -> Iterator[Sequence[Item]]:
-    """Yields the items of each shard: at most so many, and at most 1 GB if more than one.
+def _segment(samples: BucketSamples, bucket: Bucket, number: int, generation: int, chosen: Integers) -> _Segment:
+    everything = len(chosen) == len(samples.clips)
+    rows: Integers | slice = slice(None) if everything else chosen
+    return _Segment(
+        bucket=bucket,
+        variant=samples.variants[number],
+        generation=generation,
+        clips=samples.clips[rows],
+        numbers=samples.numbers[rows, number],
+        starts=samples.starts[rows, number],
+    )
+
+
+def _groups(pending: npt.NDArray[np.int32]) -> Iterator[Integers]:
+    """Yields clips (n,) of which the same variants are to be encoded in the same generations, lowest first.
 
     Args:
-        items: In their order.
-        sizes: Bytes of each.
+        pending: (F, V), the generation of each variant of each clip, -1 where it is not to be encoded.
+    """
+    kinds = np.zeros(len(pending), np.int64)
+    for column in pending.T:
+        if len(column) and (low := column.min()) != (high := column.max()):
+            _, kinds = np.unique(kinds * (int(high) - int(low) + 1) + (column - low), return_inverse=True)
+        # else all are alike in this variant
+    order = np.argsort(kinds, kind="stable") if len(kinds) and kinds.any() else np.arange(len(kinds))
+    bounds = np.flatnonzero(np.diff(kinds[order], prepend=-1, append=-1))
+    for first, end in pairwise(bounds.tolist()):
+        chosen = order[first:end]
+        if (pending[chosen[0]] >= 0).any():
+            yield chosen
+
+
+def _sizes(num_captions: Integers, bucket: Bucket, sample_bytes: Callable[[Bucket, int], int]) -> Integers:
+    counts, kind_of = np.unique(num_captions, return_inverse=True)
+    return np.array([sample_bytes(bucket, int(count)) for count in counts], np.int64)[kind_of]
+
+
+def chunk_bounds(sizes: Integers | Sequence[int], most: int) -> Integers:
+    """Returns where shards begin and end (S + 1,): at most so many items each, and at most 1 GB if more than one.
+
+    Args:
+        sizes: (N,), bytes of each item, in their order.
         most: Items a shard.
     """
-    start, total = 0, 0
-    for number, size in enumerate(sizes):
-        if number > start and (number - start == most or total + size > MAX_SHARD_BYTES):
-            yield items[start:number]
-            start, total = number, 0
-        total += size
-    if items:
-        yield items[start:]
-
-
-def _sample_task(clip: Clip, facts: Probe, bucket: Bucket, frame_interval: int) -> SampleTask:
-    return SampleTask(
-        sample=latent_id(
-            source=clip.source, source_version=facts.version, bucket=bucket, frame_interval=frame_interval
-        ),
-        source=clip.source,
-        source_version=facts.version,
-        path=clip.path,
-        captions=clip.captions,
-        window=centre_window(facts.num_frames, num_frames=bucket.num_frames, interval=frame_interval),
-        fps=float(facts.fps / frame_interval),
-        columns=clip.columns,
-    )
-
-
-def _refusal(clip: Clip, facts: Probe, buckets: Sequence[Bucket], frame_interval: int) -> Refusal:
-    smallest = min(buckets, key=lambda bucket: bucket.num_frames * bucket.height * bucket.width)
-    lacking = shortfall(facts, smallest, frame_interval)
-    assert lacking is not None
-    reason, detail = lacking
-    return Refusal(source=clip.source, source_version=facts.version, bucket=str(smallest), reason=reason, detail=detail)
+    ends = np.cumsum(np.asarray(sizes, np.int64))
+    if not len(ends) or int(np.max(sizes)) * most <= MAX_SHARD_BYTES:
+        return np.append(np.arange(0, len(ends), most), len(ends))
+    bounds = [0]
+    while (start := bounds[-1]) < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        end = int(np.searchsorted(ends, before + MAX_SHARD_BYTES, side="right"))
+        bounds.append(min(max(end, start + 1), start + most, len(ends)))
+    return np.array(bounds)

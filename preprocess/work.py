@@ -1,10 +1,17 @@
 """All that a job has to do: clips to encode, texts to encode by themselves, samples that are stale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from preprocess.committed_clips import find_stale, known_clips
 from preprocess.config import PreprocessConfig
-from preprocess.plan import ShardTask, make_plan
+from preprocess.plan import Plan, PlanOptions, ShardTasks, make_plan
+from preprocess.probes import rows_of_sources
+from preprocess.refusals import Refusals
+from preprocess.sizes import sample_bytes, shard_samples, text_bytes
 from preprocess.text_plan import (
     SharedTextTask,
     TextTask,
@@ -13,16 +20,13 @@ from preprocess.text_plan import (
     shared_text_tasks,
     text_tasks,
 )
-from shared.cache.dataset import Cache, CommittedSample, Provenance
-from shared.cache.layout import LATENT_STREAM
-from shared.cache.ledger import Refusal
-from shared.codec import raw_bytes
+from shared.cache.committed import read_committed
+from shared.cache.dataset import Cache, Provenance
+from shared.cache.resolve import sample_numbers
 from shared.encoders.captions import clean_caption
-from shared.errors import InputError
-from shared.media.manifest import Clip, Manifest
-from shared.media.probe import Probe
-from shared.shard_size import most_samples_a_shard, samples_a_shard
-from shared.spec import Bucket, VaeGeometry, latent_shape
+from shared.fingerprints import Lookup
+from shared.media.manifest import Manifest
+from shared.windows import Sampling
 
 _TEXTS_A_SHARD = 512
 
@@ -40,10 +44,10 @@ class Work:
     """New texts of committed samples."""
     text_ids: Mapping[str, str]
     """If texts are shared, the identities of the captions of the shards' samples of which cleaning leaves something."""
-    shards: Sequence[ShardTask]
+    shards: ShardTasks
     """Samples to encode."""
-    refusals: Sequence[Refusal]
-    """Clips that fill no bucket."""
+    refusals: Refusals
+    """Clips that fill no bucket, or of which probing says that they cannot be used."""
     num_committed: int
     """Samples of the manifest that are in the cache already."""
     num_refused_before: int
@@ -52,14 +56,23 @@ class Work:
     """Samples of clips that changed, or that the manifest names no more."""
 
 
-def find_work(config: PreprocessConfig, manifest: Manifest, probed: Sequence[tuple[Clip, Probe]], cache: Cache) -> Work:
+def find_work(
+    config: PreprocessConfig,
+    manifest: Manifest,
+    probes: pa.Table | None,
+    cache: Cache,
+    *,
+    sources: Collection[str] | None = None,
+) -> Work:
     """Returns what is to be done to bring the cache to what the manifest says.
 
     Args:
         config: The job's options, resolved.
         manifest: What it reads.
-        probed: Its clips and their facts; none if only texts are encoded.
+        probes: Of its clips, see ``preprocess.probes.Probes.table_for``; None if only texts are encoded.
         cache: Opened by this job's provenance.
+        sources: If only the clips of these are looked at: those that were probed anew, as decoding disagreed with what
+            their probes said. Nothing is stale then.
 
     Raises:
         InputError: if a shard would be too large, or the index cannot be read.
@@ -68,27 +81,28 @@ def find_work(config: PreprocessConfig, manifest: Manifest, probed: Sequence[tup
     def clean(caption: str) -> str:
         return clean_caption(caption, config.cleaning)
 
-    committed, removed = cache.committed_samples(config.text_stream)
-    plan = make_plan(
-        probed,
-        sources={clip.source for clip in manifest.clips} | {row.source for row in manifest.refused},
-        buckets=config.parsed_buckets(),
-        buckets_per_clip=config.buckets_per_clip,
-        frame_interval=config.frame_interval,
-        shard_samples=lambda bucket: _shard_samples(config, bucket, cache.provenance),
-        sample_bytes=lambda bucket, num_captions: _sample_bytes(config, bucket, num_captions, cache.provenance),
-        streams=config.streams(),
-        committed=committed,
-        removed=removed,
-        refused=set(cache.read_ledger()["sample"].drop_null().to_pylist()),
-    )
-    wanted = _known_sources(manifest, committed) if config.only_texts else plan.committed
-    changed = changed_texts([(sample, clip.captions) for sample, clip in wanted], committed, clean)
-    text_bytes = _text_bytes(config, cache.provenance)
+    committed = read_committed(cache, config.text_stream)
+    plan = Plan.empty(manifest)
+    if not config.only_texts:
+        assert probes is not None
+        plan = make_plan(
+            manifest,
+            probes,
+            plan_options(config, cache.provenance),
+            committed=committed.lookup,
+            removed=committed.removed,
+            refused=_refused(cache, config.retry_refused),
+            rows=None if sources is None else rows_of_sources(manifest, sources),
+        )
+    samples, clips = known_clips(committed, manifest) if config.only_texts else plan.committed
+    changed = changed_texts(samples, clips, manifest, committed, clean)
+    a_text = text_bytes(config, cache.provenance)
     shared_tasks: list[SharedTextTask] = []
     text_ids: dict[str, str] = {}
     if config.share_text:
-        captions = {caption for task in plan.tasks for sample in task.samples for caption in sample.captions}
+        rows = plan.tasks.clip_rows()
+        clips_of = manifest.clips
+        captions = {caption for row in rows.tolist() for caption in clips_of[row].captions}
         texts = [text for caption in sorted(captions) for text in identify([caption], clean)]
         text_ids = {text.caption: text.id for text in texts}
         shared_tasks = shared_text_tasks(
@@ -96,7 +110,7 @@ def find_work(config: PreprocessConfig, manifest: Manifest, probed: Sequence[tup
             cache.shared_texts(config.text_stream),
             stream=config.text_stream,
             shard_texts=_TEXTS_A_SHARD,
-            text_bytes=text_bytes,
+            text_bytes=a_text,
         )
     return Work(
         stream=config.text_stream,
@@ -106,51 +120,40 @@ def find_work(config: PreprocessConfig, manifest: Manifest, probed: Sequence[tup
             changed,
             stream=config.text_stream,
             shard_samples=config.shard_samples or _TEXTS_A_SHARD,
-            text_bytes=text_bytes,
+            text_bytes=a_text,
         ),
         text_ids=text_ids,
         shards=plan.tasks,
         refusals=plan.refusals,
-        num_committed=len(wanted),
+        num_committed=len(samples),
         num_refused_before=plan.num_refused_before,
-        stale=() if config.only_texts else plan.stale,
+        stale=() if probes is None or sources is not None else find_stale(committed, samples, manifest, probes),
     )
 
 
-def _known_sources(manifest: Manifest, committed: dict[str, CommittedSample]) -> Sequence[tuple[str, Clip]]:
-    clips = {clip.source: clip for clip in manifest.clips}
-    return [(sample, clips[known.source]) for sample, known in committed.items() if known.source in clips]
+def plan_options(config: PreprocessConfig, provenance: Provenance) -> PlanOptions:
+    """Returns what of a job's options decides its plan.
 
-
-def _sample_bytes(config: PreprocessConfig, bucket: Bucket, num_captions: int, provenance: Provenance) -> int:
-    """Returns the bytes of a sample before entropy coding, its texts of all their tokens if they are not shared."""
-    latent = provenance[LATENT_STREAM]
-    geometry = VaeGeometry(
-        latent_channels=latent["latent_channels"] * (2 if config.posterior == "mean+logvar" else 1),
-        spatial_stride=latent["spatial_stride"],
-        temporal_stride=latent["temporal_stride"],
+    Args:
+        config: The job's options.
+        provenance: Of its streams, as far as shapes need it: what ``VaeGeometry.recorded`` reads; ``max_tokens`` and
+            ``text_channels``.
+    """
+    return PlanOptions(
+        buckets=config.parsed_buckets(),
+        buckets_per_clip=config.buckets_per_clip,
+        sampling=Sampling(frame_interval=config.frame_interval, fps=config.fps),
+        windows_per_clip=config.windows_per_clip,
+        flip=config.flip,
+        shard_samples=lambda bucket: shard_samples(config, bucket, provenance),
+        sample_bytes=lambda bucket, num_captions: sample_bytes(config, bucket, num_captions, provenance),
+        streams=config.streams(),
     )
-    text_bytes = 0 if config.share_text else num_captions * _text_bytes(config, provenance)
-    return raw_bytes(config.codecs()[LATENT_STREAM], latent_shape(bucket, geometry)) + text_bytes
 
 
-def _text_bytes(config: PreprocessConfig, provenance: Provenance) -> int:
-    text = provenance[config.text_stream]
-    return raw_bytes(config.codecs()[config.text_stream], (text["max_tokens"], text["text_channels"]))
-
-
-def _shard_samples(config: PreprocessConfig, bucket: Bucket, provenance: Provenance) -> int:
-    """Returns how many samples of a bucket a shard has at most."""
-    limits = {
-        "sample_bytes": _sample_bytes(config, bucket, 1, provenance),
-        "sample_pixels": bucket.num_frames * bucket.height * bucket.width,
-    }
-    if config.shard_samples is None:
-        return samples_a_shard(**limits)
-    most = most_samples_a_shard(**limits)
-    if config.shard_samples > most:
-        raise InputError(
-            f"--shard-samples {config.shard_samples}: shards of bucket {bucket} would exceed 1 GB or three minutes of "
-            f"a GPU: expected at most {most}"
-        )
-    return config.shard_samples
+def _refused(cache: Cache, retried: Collection[str]) -> Lookup:
+    """Returns the samples that are in the ledger for another reason than those that are tried again."""
+    ledger = cache.read_ledger()
+    reasons = pc.is_in(ledger["reason"], pa.array(list(retried), pa.string()))
+    samples = ledger["sample"].filter(pc.invert(reasons)).drop_null()
+    return Lookup(sample_numbers(samples))

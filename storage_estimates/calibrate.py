@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from shared.codec import Codec
 from shared.errors import InputError
-from shared.media.manifest import Clip
+from shared.media.clip import Clip, Window
 from shared.media.probe import Probe
-from shared.media.video import centre_window
 from shared.spec import Bucket
+from shared.windows import Sampling, centre_start
 from storage_estimates.answer import COMPACT, COMPACT_STILLS, LOSSLESS
 from storage_estimates.bits import Bits, BitsTable
 from storage_estimates.config import EstimateConfig
@@ -38,8 +38,9 @@ def calibrate(config: EstimateConfig, samples: Samples, probed: Sequence[tuple[C
     assert config.text_encoder is not None
     clips = [
         ClipToEncode(
-            path=clip.path,
-            window=centre_window(facts.num_frames, num_frames=bucket.num_frames, interval=config.frame_interval),
+            media=clip.media,
+            time_range=clip.time_range,
+            window=_centre_window(facts, bucket, Sampling(frame_interval=config.frame_interval)),
             bucket=bucket,
             captions=clip.captions,
         )
@@ -84,6 +85,11 @@ def calibrate(config: EstimateConfig, samples: Samples, probed: Sequence[tuple[C
         text_channels=encoded.text_channels,
         notes=(*samples.notes, *notes),
     )
+
+
+def _centre_window(facts: Probe, bucket: Bucket, sampling: Sampling) -> Window:
+    start = centre_start(facts.num_frames, sampling.span(bucket.num_frames))
+    return Window(start=start, num_frames=bucket.num_frames, interval=sampling.interval)
 
 
 def _codecs(config: EstimateConfig) -> tuple[list[Codec], list[Codec]]:

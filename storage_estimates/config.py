@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from shared.bucket_presets import parse_buckets
 from shared.cache.layout import Container
 from shared.codec import Codec
 from shared.costs import PEAK_TFLOPS, T5_XXL_CHANNELS
@@ -37,7 +38,7 @@ class EstimateConfig:
     mean_tokens: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
     """T5 tokens that captions have on average. Without it every caption fills --tokens, and nothing is overlooked."""
 
-    manifest: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    manifest: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     """A manifest as preprocess takes it: its captions are counted in tokens, and some of its clips probed."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """With --manifest: the text encoder's tokenizer: a hub id such as DeepFloyd/t5-v1_1-xxl, or a folder."""
@@ -112,7 +113,7 @@ class EstimateConfig:
     def __post_init__(self) -> None:
         sources = [name for name in ("manifest", "cache") if getattr(self, name) is not None]
         if len(sources) > 1 or (not sources and self.clips is None):
-            raise InputError("expected one of --clips N, --manifest FILE and --cache FOLDER")
+            raise InputError("expected one of --clips N, --manifest URL and --cache FOLDER")
         for name in ("clips", "frames", "tokens", "text_channels", "probe", "calibrate", "frame_interval"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{_option(name)} {value}: expected at least 1")
@@ -151,12 +152,13 @@ class EstimateConfig:
 
     def parsed_buckets(self) -> tuple[Bucket, ...]:
         """Returns the buckets of a manifest's clips, each once."""
-        return tuple(dict.fromkeys(Bucket.parse(text) for text in self.buckets)) or (self.bucket(),)
+        return parse_buckets(self.buckets) or (self.bucket(),)
 
     def column_mapping(self) -> dict[str, str]:
         """Returns what the manifest calls our columns: its name -> ours."""
-        pairs = [text.partition("=") for text in self.columns]
-        return {theirs: ours for theirs, _, ours in pairs}
+        from shared.media.manifest import parse_mapping  # pyarrow, which the arithmetic needs not
+
+        return parse_mapping(self.columns)
 
     def wished_codecs(self) -> tuple[Codec | None, Codec | None]:
         """Returns the codecs of latents and of texts that were asked for, None for the usual."""

@@ -103,11 +103,7 @@ def measure(url: str, *, vae_preset: str = "sd") -> MeasuredCache:
     latent, text = cache.provenance[layout.LATENT_STREAM], cache.provenance[layout.TEXT_STREAM]
     encoders = Encoders(
         vae=str(latent["model"]) if "model" in latent else "the cache's",
-        geometry=VaeGeometry(
-            latent_channels=latent["latent_channels"],
-            spatial_stride=latent["spatial_stride"],
-            temporal_stride=latent["temporal_stride"],
-        ),
+        geometry=VaeGeometry.recorded(latent),
         text_channels=text["text_channels"],
         max_tokens=text.get("max_tokens", 120),
         pixels_per_second=VAE_RATES[vae_preset].per_second,

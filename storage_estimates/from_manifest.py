@@ -10,9 +10,10 @@ from fractions import Fraction
 from shared.bucketing import buckets_of
 from shared.encoders.tokens import count_tokens
 from shared.errors import InputError
-from shared.media.manifest import Clip, read_manifest
+from shared.media.clip import Clip
+from shared.media.manifest import read_manifest
 from shared.media.probe import Probe, probe
-from shared.media.video import MediaError
+from shared.media.refusal import MediaError
 from shared.spec import Bucket
 from storage_estimates.bits import BitsTable
 from storage_estimates.calibrate import calibrate
@@ -66,7 +67,9 @@ def samples_of_manifest(config: EstimateConfig) -> Samples:
 
 def _at_random(clips: Sequence[Clip], most: int) -> list[Clip]:
     """Returns at most so many of the clips; the same ones each time."""
-    return list(clips) if len(clips) <= most else random.Random(0).sample(list(clips), most)
+    if len(clips) <= most:
+        return list(clips)
+    return [clips[number] for number in random.Random(0).sample(range(len(clips)), most)]
 
 
 def _probe(clips: Sequence[Clip], config: EstimateConfig) -> ProbedClips:
@@ -74,7 +77,7 @@ def _probe(clips: Sequence[Clip], config: EstimateConfig) -> ProbedClips:
     reasons: Counter[str] = Counter()
     for clip in clips:
         try:
-            facts = probe(clip.path)
+            facts = probe(clip.media, [clip.time_range])[0]
         except MediaError as error:
             reasons[error.reason] += 1
             continue

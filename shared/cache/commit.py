@@ -79,6 +79,10 @@ class ShardWriter:
             self._unplaced.extend(lacking)
         self._rows.append(row)
 
+    def record(self, name: str, value: Any) -> None:
+        """Records something more beside the rows."""
+        self._record[name] = value
+
     def commit(self) -> CommittedShard:
         """Makes the shard durable and visible. Without rows nothing is written."""
         if not self._rows:

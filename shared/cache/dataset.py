@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from shared.cache import layout, version1
 from shared.cache.fragments import IndexFiles, find_files, read_rows, read_shared_texts, read_table
-from shared.cache.resolve import removed_generations, resolve
+from shared.cache.resolve import resolve
 from shared.cache.schema import FORMAT_VERSION, LEDGER
 from shared.errors import InputError
 from shared.stores.open import open_store
@@ -28,20 +28,6 @@ _READERS = 16
 _ROWS_AT_ONCE = 1 << 14
 _INFORMATIVE = {"model"}
 """Provenance that may differ: where the weights were found matters less than their hash, which is compared."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CommittedSample:
-    """What a planner needs to know of a sample that is in the cache."""
-
-    source: str
-    source_version: str
-    generation: int
-    """Of its latent."""
-    captions: tuple[tuple[str, str], ...]
-    """Caption as the manifest gave it, and the text's identity; empty if the sample has no such texts."""
-    text_generation: int
-    """Of its texts; -1 if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,30 +147,6 @@ class Cache:
         """
         return resolve(self._rows(columns))
 
-    def committed_samples(self, text_stream: str) -> tuple[dict[str, CommittedSample], dict[str, int]]:
-        """Returns the committed samples by identity, and of removed samples the generation at which they were removed.
-
-        Args:
-            text_stream: Whose captions are wanted.
-        """
-        names = [
-            "source",
-            "source_version",
-            *(f"{text_stream}.captions.list.element.{name}" for name in ("id", "caption")),
-        ]
-        table = self._rows(names)
-        samples = {}
-        for row in rows_of(resolve(table)):
-            text = row.get(text_stream)
-            samples[row["sample"]] = CommittedSample(
-                source=row["source"],
-                source_version=row["source_version"],
-                generation=row[layout.LATENT_STREAM]["generation"],
-                captions=tuple((entry["caption"], entry["id"]) for entry in text["captions"]) if text else (),
-                text_generation=text["generation"] if text else -1,
-            )
-        return samples, removed_generations(table)
-
     def shared_texts(self, text_stream: str) -> dict[str, dict[str, Any]]:
         """Returns where the texts lie that samples share, by the texts' identities; with ``channels``."""
         table = read_shared_texts(self.store, self.index_files().paths())
@@ -244,7 +206,8 @@ def check_is_cache_or_empty(store: Store) -> None:
         raise InputError(f"{store.url}: found a file: expected a folder for the cache")
     if store.size(layout.DATASET_FILE) is not None:
         return
-    foreign = next(iter(store.list()), None)
+    probes = f"{layout.PROBE_FOLDER}/"
+    foreign = next((entry for entry in store.list() if not entry.path.startswith(probes)), None)
     if foreign is not None and store.size(layout.DATASET_FILE) is None:  # else another job made it meanwhile
         raise InputError(f"{store.url}: found {foreign.path!r} but no {layout.DATASET_FILE}: expected an empty folder")
 

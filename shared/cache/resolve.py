@@ -71,17 +71,6 @@ def _taken(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
     return pa.chunked_array(pieces, column.type)
 
 
-def removed_generations(table: pa.Table) -> dict[str, int]:
-    """Returns, by sample, the generation at which it was removed; of samples that some row removes."""
-    if REMOVED.name not in table.column_names:
-        return {}
-    rows = table.select(["sample", REMOVED.name]).filter(pc.is_valid(table[REMOVED.name]))
-    generations: dict[str, int] = {}
-    for sample, generation in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-        generations[sample] = max(generation, generations.get(sample, 0))
-    return generations
-
-
 def sample_numbers(column: pa.ChunkedArray) -> np.ndarray:
     """Returns sample identities (N,) of 32 hex digits as numbers (N, 2) uint64.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from shared.cache.dataset import Provenance
 from shared.cache.expectation import row_streams
@@ -63,11 +64,7 @@ def _latent_faults(row: Row, key: str, shape: tuple[int, ...], about: dict[str, 
     if not isinstance(stride, int):
         wanted = (channels * factor, *shape[1:])
     else:
-        geometry = VaeGeometry(
-            latent_channels=channels * factor,
-            spatial_stride=stride,
-            temporal_stride=int(str(about.get("temporal_stride", 1))),
-        )
+        geometry = replace(VaeGeometry.recorded(about), latent_channels=channels * factor)
         try:
             wanted = latent_shape(Bucket(row["num_frames"], row["height"], row["width"]), geometry)
         except InputError as error:

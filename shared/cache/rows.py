@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from shared.cache import layout, payload
-from shared.cache.schema import MANIFEST, SHARED
+from shared.cache.schema import MANIFEST, SHARED, WINDOW
 from shared.cache.shard_file import StoredArray
 from shared.codec import Codec
+from shared.media.clip import TimeRange
 from shared.spec import Bucket
 
 Row = dict[str, Any]
@@ -48,6 +49,15 @@ class Sample:
     """By stream: at least one caption each."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """The manifest's other columns."""
+    time_range: TimeRange | None = None
+    """The part of the source that the clip is, if it is not all of it."""
+    sampling_fps: float | None = None
+    """Frames a second, if they were taken by time."""
+    window: int | None = None
+    """Where the window starts, in frames or in steps of ``1 / sampling_fps`` seconds; None only for the middle of a
+    whole clip whose frames were taken by number."""
+    flip: bool = False
+    """Whether it is mirrored left to right."""
 
 
 def sample_row(
@@ -82,6 +92,14 @@ def sample_row(
             "std": statistics.std((1, 2, 3), correction=0).tolist(),
         },
     }
+    part = {
+        "start": sample.time_range and sample.time_range.start,
+        "end": sample.time_range and sample.time_range.end,
+        "sampling_fps": sample.sampling_fps,
+        "window": sample.window,
+        "flip": sample.flip or None,
+    }
+    row.update((name, value) for name, value in part.items() if value is not None)
     if sample.manifest:
         row[MANIFEST] = dict(sample.manifest)
     arrays = {layout.LATENT_STREAM: [_stored(sample.latent, codec)]}
@@ -151,6 +169,7 @@ def describe(row: Row, arrays: Mapping[str, Sequence[StoredArray]]) -> bytes:
     about: dict[str, Any] = {
         name: row[name] for name in ("source", "num_frames", "height", "width", "fps") if name in row
     }
+    about.update((name, row[name]) for name in WINDOW.names if row.get(name) is not None)
     if row.get(MANIFEST):
         about[MANIFEST] = row[MANIFEST]
     streams: dict[str, dict[str, Any]] = {}

@@ -40,6 +40,19 @@ ABOUT = pa.schema(
 )
 """Where a sample comes from and its bucket; in rows that bring a latent."""
 
+WINDOW = pa.schema(
+    [
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("sampling_fps", pa.float64()),
+        ("window", pa.int32()),
+        ("flip", pa.bool_()),
+    ]
+)
+"""Which part of its source a sample is: the time range in seconds, at how many frames a second it was taken by time,
+where its window starts (in frames, or in steps of ``1 / sampling_fps`` seconds), whether it is mirrored. In rows that
+bring a latent, where they apply; none of them for the middle of a whole clip whose frames were taken by number."""
+
 REMOVED = pa.field("removed", pa.int32())
 """The generation at which a sample was removed; in rows of removals."""
 
@@ -129,22 +142,22 @@ def _with_texts(table: pa.Table, names: set[str]) -> pa.Table:
 
 
 def rows_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Returns rows of the index as a table with the columns that they have; all rows have the same ones.
+    """Returns rows of the index as a table with the columns that they have; what a row lacks is null.
 
     Args:
         rows: At least one. The values of ``manifest`` are plain: numbers, strings, booleans, None and lists of them.
     """
     if SHARED in rows[0]:
         return pa.Table.from_pylist(rows, schema=SHARED_TEXT)
-    names = rows[0].keys()
+    known = pa.unify_schemas([SAMPLE, ABOUT, WINDOW])
     fields = []
-    for name in names:
-        if name in ABOUT.names or name == "sample":
-            fields.append(pa.field(name, pa.unify_schemas([SAMPLE, ABOUT]).field(name).type))
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name in known.names:
+            fields.append(known.field(name))
         elif name == REMOVED.name:
             fields.append(REMOVED)
         elif name == MANIFEST:
-            fields.append(pa.field(name, pa.array([row[name] for row in rows]).type))
+            fields.append(pa.field(name, pa.array([row.get(name) for row in rows]).type))
         else:
             fields.append(pa.field(name, stream_type(name)))
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))

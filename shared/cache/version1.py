@@ -4,10 +4,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from shared.cache.rows import Row
+from shared.cache.layout import LATENT_STREAM
 from shared.cache.schema import rows_table
 
+Row = dict[str, Any]
+
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_MICRO_BATCH = 16
 _ABOUT = ("sample", "source", "source_version", "num_frames", "height", "width", "frame_interval", "fps")
 
 
@@ -27,8 +30,14 @@ def upgrade(table: pa.Table) -> pa.Table:
 
 
 def upgrade_provenance(streams: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the streams of a ``dataset.json`` of version 1 as in version 2: their ``codec`` is not known."""
-    return {name: {"codec": None, **provenance} for name, provenance in streams.items()}
+    """Returns the streams of a ``dataset.json`` of version 1 as in version 2.
+
+    Their ``codec`` is not known. Caches older than the key ``micro_batch`` were made with 16.
+    """
+    upgraded = {name: {"codec": None, **provenance} for name, provenance in streams.items()}
+    if LATENT_STREAM in upgraded:
+        upgraded[LATENT_STREAM].setdefault("micro_batch", _MICRO_BATCH)
+    return upgraded
 
 
 def _row(row: Row) -> Row:

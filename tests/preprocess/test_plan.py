@@ -1,77 +1,97 @@
 """Planning is pure: clips and their facts in, shards out."""
 
-import dataclasses
-from collections.abc import Iterable
+import resource
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
-from preprocess.plan import Plan, SampleTask, make_plan
-from shared.cache.dataset import CommittedSample
-from shared.media.manifest import Clip
-from shared.media.probe import Probe
-from shared.media.video import Window
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from preprocess.plan import BucketTotals, Plan, PlanOptions, SampleTask, make_plan
+from preprocess.probe_parts import SCHEMA
+from shared.bucket_presets import parse_buckets
+from shared.bucketing import PerClip
+from shared.cache.committed import Removed
+from shared.cache.identity import identity_numbers, latent_id
+from shared.fingerprints import Lookup
+from shared.media.clip import TimeRange, Window
+from shared.media.manifest import Manifest
 from shared.spec import Bucket
+from shared.windows import Sampling
+from tests.preprocess.planning import ClipOfTest, clip, manifest_of, probes_of
 
-WIDE, SQUARE, SMALL = Bucket(16, 256, 448), Bucket(16, 256, 256), Bucket(8, 64, 64)
+WIDE, SQUARE, SMALL, STILL = Bucket(16, 256, 448), Bucket(16, 256, 256), Bucket(8, 64, 64), Bucket(1, 64, 64)
 
 
-def clip(
-    name: str, *, num_frames: int = 30, height: int = 360, width: int = 640, version: str = "1"
-) -> tuple[Clip, Probe]:
-    """Returns a clip and its facts."""
-    return (
-        Clip(source=name, path=Path("folder") / name, captions=("a caption",)),
-        Probe(version=version, num_frames=num_frames, height=height, width=width, fps=Fraction(24)),
-    )
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> None:
+    """Where the probes of a test lie."""
+    _Folder.path, _Folder.number = tmp_path, 0
+
+
+class _Folder:
+    path = Path()
+    number = 0
 
 
 def plan(
-    clips: list[tuple[Clip, Probe]],
+    clips: list[ClipOfTest],
     buckets: tuple[Bucket, ...] = (SQUARE,),
     *,
-    buckets_per_clip: Literal["best", "all"] = "best",
-    committed: dict[str, CommittedSample] | None = None,
+    buckets_per_clip: PerClip = "best",
+    committed: Collection[str] = (),
     removed: dict[str, int] | None = None,
-    sources: set[str] | None = None,
-    refused: set[str] | None = None,
+    refused: Collection[str] = (),
     frame_interval: int = 1,
+    fps: float | None = None,
+    windows: int = 1,
+    flip: bool = False,
     shard_samples: int = 4,
+    rows: list[int] | None = None,
 ) -> Plan:
     """Returns the plan of these clips."""
+    _Folder.number += 1
+    manifest = manifest_of(made.clip for made in clips)
     return make_plan(
-        clips,
-        sources={found.source for found, _ in clips} if sources is None else sources,
-        buckets=buckets,
-        buckets_per_clip=buckets_per_clip,
-        frame_interval=frame_interval,
-        shard_samples=lambda _: shard_samples,
-        sample_bytes=lambda _, num_captions: num_captions * 250_000_000,
-        streams=("latent", "text.t5"),
-        committed=committed or {},
-        removed=removed or {},
-        refused=refused or set(),
+        manifest,
+        probes_of(_Folder.path / str(_Folder.number), manifest, clips),
+        PlanOptions(
+            buckets=buckets,
+            buckets_per_clip=buckets_per_clip,
+            sampling=Sampling(frame_interval=frame_interval, fps=fps),
+            windows_per_clip=windows,
+            flip=flip,
+            shard_samples=lambda _: shard_samples,
+            sample_bytes=lambda _, num_captions: num_captions * 250_000_000,
+            streams=("latent", "text.t5"),
+        ),
+        committed=Lookup(identity_numbers(list(committed))),
+        removed=Removed.of(removed or {}),
+        refused=Lookup(identity_numbers(list(refused))),
+        rows=None if rows is None else np.array(rows),
     )
+
+
+def tasks_of(made: Plan) -> list[SampleTask]:
+    """Returns all planned samples, in order."""
+    return [sample for task in made.tasks for sample in task.samples]
 
 
 def samples(made: Plan) -> list[str]:
     """Returns the identities of all planned samples, in order."""
-    return [sample.sample for task in made.tasks for sample in task.samples]
+    return [sample.sample for sample in tasks_of(made)]
 
 
-def known(tasks: Iterable[SampleTask]) -> dict[str, CommittedSample]:
-    """Returns samples as a cache knows them once they are encoded."""
-    return {
-        task.sample: CommittedSample(
-            source=task.source, source_version=task.source_version, generation=0, captions=(), text_generation=0
-        )
-        for task in tasks
-    }
+def sources(made: Plan) -> list[list[str]]:
+    """Returns the clips of each shard."""
+    return [[sample.source for sample in task.samples] for task in made.tasks]
 
 
 def test_clips_fill_shards_in_the_order_of_the_manifest() -> None:
     made = plan([clip(f"{n}.mp4") for n in range(10)])
-    assert [[sample.source for sample in task.samples] for task in made.tasks] == [
+    assert sources(made) == [
         ["0.mp4", "1.mp4", "2.mp4", "3.mp4"],
         ["4.mp4", "5.mp4", "6.mp4", "7.mp4"],
         ["8.mp4", "9.mp4"],
@@ -79,35 +99,78 @@ def test_clips_fill_shards_in_the_order_of_the_manifest() -> None:
     assert made.num_samples == len(set(samples(made))) == 10
 
 
+def test_a_task_says_all_that_the_manifest_and_probing_say_of_its_clip() -> None:
+    captions, columns = ("one", "two"), {"aesthetic": 5.5, "camera": "pan"}
+    only = clip("a.mp4", num_frames=50, version="7-x", captions=captions, columns=dict(columns))
+    (found,) = tasks_of(plan([only], frame_interval=3))
+    assert found == SampleTask(
+        sample=latent_id(source="a.mp4", source_version="7-x", bucket=SQUARE, frame_interval=3),
+        source="a.mp4",
+        source_version="7-x",
+        media=only.clip.media,
+        time_range=None,
+        captions=captions,
+        window=Window(start=2, interval=3, num_frames=16),
+        is_centre=True,
+        fps=8.0,
+        columns=columns,
+    )
+    assert found.stored_window is None
+
+
+def test_a_slice_of_the_shards_is_a_sequence_of_shards() -> None:
+    tasks = plan([clip(f"{n}.mp4") for n in range(21)]).tasks
+    assert [task.shard_id for task in tasks[1::2]] == [tasks[place].shard_id for place in (1, 3, 5)]
+    assert tasks[1::2].num_samples == 4 + 4 + 1
+    assert [tasks.num_samples_of(place) for place in range(len(tasks))] == [4, 4, 4, 4, 4, 1]
+    assert tasks[-1] == tasks[5]
+    assert tasks[4:].clip_rows().tolist() == [16, 17, 18, 19, 20]
+    totals = BucketTotals(num_clips=21, num_samples=21, num_shards=6, num_captions=21)
+    assert tasks.per_bucket() == {SQUARE: totals}
+
+
 def test_what_is_committed_or_refused_is_not_planned_again() -> None:
     clips = [clip(f"{n}.mp4") for n in range(10)]
     whole = plan(clips)
-    done = known(whole.tasks[1].samples)
+    done = [sample.sample for sample in whole.tasks[1].samples]
     ledger = {whole.tasks[2].samples[0].sample}
     rest = plan(clips, committed=done, refused=ledger)
-    assert (len(rest.committed), rest.num_refused_before, rest.num_samples) == (4, 1, 5)
+    assert [rows.tolist() for rows in rest.committed] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert (rest.num_refused_before, rest.num_samples) == (1, 5)
     assert rest.tasks[0] == whole.tasks[0]
-    assert set(samples(rest)) == set(samples(whole)) - done.keys() - ledger
+    assert set(samples(rest)) == set(samples(whole)) - set(done) - ledger
 
 
 def test_a_finished_cache_leaves_nothing_to_do() -> None:
     clips = [clip(f"{n}.mp4") for n in range(10)]
-    made = plan(clips, committed=known([sample for task in plan(clips).tasks for sample in task.samples]))
-    assert (made.tasks, made.stale) == ((), ())
+    made = plan(clips, committed=samples(plan(clips)))
+    assert (len(made.tasks), made.num_samples, list(made.refusals)) == (0, 0, [])
 
 
-def test_samples_of_clips_that_changed_or_are_named_no_more_are_stale() -> None:
-    done = known([sample for name in "abc" for task in plan([clip(name)]).tasks for sample in task.samples])
-    first, second, third = done
-    made = plan([clip("a"), clip("b", version="2")], committed=done)
-    assert made.stale == (second, third)
-    assert [sample for sample, _ in made.committed] == [first]
-    assert made.num_samples == 1
+def test_clips_that_are_not_probed_wait_and_clips_that_cannot_be_used_are_refused() -> None:
+    clips = [clip("a"), clip("b", reason="not_a_video"), clip("c")]
+    manifest = manifest_of([*(made.clip for made in clips), clip("not probed").clip])
+    probes = probes_of(_Folder.path / "probes", manifest, clips)
+    options = PlanOptions(
+        buckets=(SQUARE,),
+        buckets_per_clip="best",
+        sampling=Sampling(),
+        shard_samples=lambda _: 4,
+        sample_bytes=lambda *_: 1,
+        streams=("latent",),
+    )
+    nothing = Lookup(identity_numbers([]))
+    made = make_plan(manifest, probes, options, committed=nothing, removed=Removed.of({}), refused=nothing)
+    assert sources(made) == [["a", "c"]]
+    assert [(r.source, r.reason, r.detail) for r in made.refusals] == [("b", "not_a_video", "because")]
+    assert made.refusals.reasons() == {"not_a_video": 1}
 
 
-def test_samples_of_a_clip_that_cannot_be_probed_now_are_not_stale() -> None:
-    done = known(plan([clip("a")]).tasks[0].samples)
-    assert plan([], committed=done, sources={"a"}).stale == ()
+def test_some_rows_of_a_manifest_can_be_planned_alone() -> None:
+    clips = [clip(f"{n}") for n in range(9)]
+    made = plan(clips, rows=[1, 7])
+    assert sources(made) == [["1", "7"]]
+    assert set(samples(made)) < set(samples(plan(clips)))
 
 
 def test_a_removed_sample_is_encoded_again_in_a_shard_of_its_own_name() -> None:
@@ -119,10 +182,9 @@ def test_a_removed_sample_is_encoded_again_in_a_shard_of_its_own_name() -> None:
 
 
 def test_samples_of_many_captions_do_not_make_a_shard_of_more_than_a_gigabyte() -> None:
-    many = clip("many")[0]
-    clips = [clip("a"), clip("b"), (dataclasses.replace(many, captions=("1", "2", "3", "4")), clip("many")[1])]
-    made = plan([*clips, clip("c"), clip("d"), clip("e"), clip("f")])
-    assert [[s.source for s in task.samples] for task in made.tasks] == [["a", "b"], ["many"], ["c", "d", "e", "f"]]
+    many = clip("many", captions=("1", "2", "3", "4"))
+    made = plan([clip("a"), clip("b"), many, clip("c"), clip("d"), clip("e"), clip("f")])
+    assert sources(made) == [["a", "b"], ["many"], ["c", "d", "e", "f"]]
 
 
 def test_a_changed_file_another_bucket_and_another_interval_are_other_samples() -> None:
@@ -132,8 +194,12 @@ def test_a_changed_file_another_bucket_and_another_interval_are_other_samples() 
         samples(plan([clip("a.mp4", version="2")]))[0],
         samples(plan([clip("a.mp4")], (SMALL,)))[0],
         samples(plan([clip("a.mp4")], frame_interval=2, buckets=(SMALL,)))[0],
+        samples(plan([clip("a.mp4")], fps=8.0, buckets=(SMALL,)))[0],
+        samples(plan([clip("a.mp4")], fps=9.0, buckets=(SMALL,)))[0],
+        samples(plan([clip("a.mp4", time_range=TimeRange(start=0.0))]))[0],
+        samples(plan([clip("a.mp4", time_range=TimeRange(start=0.0, end=1.0))]))[0],
     }
-    assert len(identities) == 5
+    assert len(identities) == 9
 
 
 def test_a_clip_goes_to_the_nearest_aspect_ratio_that_it_fills() -> None:
@@ -148,7 +214,7 @@ def test_a_clip_goes_to_the_nearest_aspect_ratio_that_it_fills() -> None:
 def test_a_clip_goes_to_every_bucket_that_it_fills_when_asked() -> None:
     made = plan([clip("wide"), clip("short", num_frames=9)], (SMALL, SQUARE, WIDE), buckets_per_clip="all")
     assert {task.bucket: len(task.samples) for task in made.tasks} == {SMALL: 2, SQUARE: 1, WIDE: 1}
-    assert made.refusals == ()
+    assert list(made.refusals) == []
 
 
 def test_a_clip_that_fills_no_bucket_is_refused_with_the_reason() -> None:
@@ -157,17 +223,124 @@ def test_a_clip_that_fills_no_bucket_is_refused_with_the_reason() -> None:
         ("short", "too_short", "15 frames: bucket 16x256x256 takes 16"),
         ("low", "too_small", "640x255 pixels: bucket 16x256x256 takes 256x256"),
     ]
+    assert made.refusals.reasons() == {"too_short": 1, "too_small": 1}
     assert [sample.source for sample in made.tasks[0].samples] == ["fits"]
 
 
 def test_frames_come_from_the_middle_at_the_interval() -> None:
-    made = plan([clip("a", num_frames=50)], frame_interval=3)
-    sample = made.tasks[0].samples[0]
+    sample = tasks_of(plan([clip("a", num_frames=50)], frame_interval=3))[0]
     assert sample.window == Window(start=2, interval=3, num_frames=16)
     assert sample.fps == 8.0
     assert plan([clip("a", num_frames=45)], frame_interval=3).refusals[0].reason == "too_short"
 
 
+def test_by_time_windows_are_counted_in_steps_of_the_rate() -> None:
+    (sample,) = tasks_of(plan([clip("a", num_frames=30, fps=Fraction(10))], fps=8.0))
+    assert sample.window == Window(start=4, num_frames=16, fps=8.0)
+    assert (sample.fps, sample.stored_window) == (8.0, 4)
+    assert sample.sample == latent_id(
+        source="a", source_version="1", bucket=SQUARE, frame_interval=1, fps=8.0, window=4
+    )
+
+
+def test_a_part_of_a_clip_is_a_sample_of_its_own_and_keeps_its_times() -> None:
+    part = TimeRange(start=1.5, end=4.0)
+    whole, piece = tasks_of(plan([clip("a"), clip("a", time_range=part, num_frames=20)]))
+    assert (whole.time_range, piece.time_range) == (None, part)
+    assert (whole.stored_window, piece.stored_window) == (None, 2)
+    assert whole.sample == latent_id(source="a", source_version="1", bucket=SQUARE, frame_interval=1)
+    assert piece.sample == latent_id(
+        source="a", source_version="1", bucket=SQUARE, frame_interval=1, time_range=part, window=2
+    )
+
+
+def test_images_go_to_buckets_of_one_frame_alone() -> None:
+    made = plan([clip("image", num_frames=1, is_image=True), clip("video")], (SQUARE, STILL), buckets_per_clip="all")
+    assert {task.bucket: [sample.source for sample in task.samples] for task in made.tasks} == {
+        SQUARE: ["video"],
+        STILL: ["image", "video"],
+    }
+
+
+def test_shards_of_other_windows_and_of_mirrored_ones_hold_the_same_clips_in_the_same_order() -> None:
+    lengths = [16, 48, 500, 48, 20, 48, 48, 500, 48]
+    made = plan([clip(f"{n}", num_frames=frames) for n, frames in enumerate(lengths)], windows=4, flip=True)
+    variants: dict[tuple[str, ...], set[tuple[int, bool]]] = {}
+    for task in made.tasks:
+        names = tuple(sample.source for sample in task.samples)
+        (flip,) = {sample.window.flip for sample in task.samples}
+        starts = {sample.window.start for sample in task.samples}
+        assert len(starts) == 1 or names in (("0", "4"),)
+        assert (min(starts), flip) not in variants.setdefault(names, set())
+        variants[names].add((min(starts), flip))
+    assert {names: len(found) for names, found in variants.items()} == {
+        ("0", "4"): 2,
+        ("1", "3", "5", "6"): 6,
+        ("8",): 6,
+        ("2", "7"): 8,
+    }
+    assert made.num_samples == len(set(samples(made))) == 2 * 2 + 5 * 6 + 2 * 8
+
+
+def test_more_windows_and_flips_keep_what_is_encoded_already() -> None:
+    clips = [clip(f"{n}", num_frames=100 * n + 16) for n in range(6)]
+    few = samples(plan(clips))
+    more = samples(plan(clips, windows=3))
+    most = samples(plan(clips, windows=5, flip=True))
+    assert set(few) < set(more) < set(most)
+    rest = plan(clips, windows=5, flip=True, committed=more)
+    assert set(samples(rest)) == set(most) - set(more)
+    for task in rest.tasks:
+        assert len({(sample.window.flip, sample.is_centre) for sample in task.samples}) == 1
+
+
 def test_the_plan_does_not_depend_on_anything_but_its_arguments() -> None:
     clips = [clip(f"{n}.mp4") for n in range(10)]
-    assert plan(clips) == plan(clips)
+    assert list(plan(clips).tasks) == list(plan(clips).tasks)
+
+
+def test_shards_have_the_names_that_they_always_had() -> None:
+    assert [task.shard_id for task in plan([clip("a"), clip("b")]).tasks] == ["883d42e7b50c2684d19623f8b7c688d1"]
+
+
+def test_a_large_plan_takes_little_memory() -> None:
+    count, random = 200_000, np.random.default_rng(0)
+    names = pa.array([f"videos/part-{n // 1000:05d}/clip_{n:09d}.mp4" for n in range(count)])
+    nothing = manifest_of([]).table.schema
+    table = pa.table(
+        {
+            **{name: pa.nulls(count, nothing.field(name).type) for name in ("offset", "size", "start", "end")},
+            "source": names,
+            "url": names,
+            "captions": pa.array([["a caption"]] * count),
+        }
+    ).select(nothing.names)
+    facts = {
+        "version": pa.array([f"{n}-{n:016x}" for n in range(count)]),
+        "num_frames": random.integers(10, 400, count),
+        "height": random.integers(200, 1100, count).astype(np.int32),
+        "width": random.integers(200, 2000, count).astype(np.int32),
+        "fps_num": np.full(count, 24),
+        "fps_den": np.full(count, 1),
+        "duration": random.uniform(1, 20, count),
+        "is_image": np.zeros(count, bool),
+        **{name: pa.nulls(count, SCHEMA.field(name).type) for name in ("reason", "detail")},
+    }
+    options = PlanOptions(
+        buckets=parse_buckets(["16x240p", "16x480p", "16x720p"]),
+        buckets_per_clip="best",
+        sampling=Sampling(),
+        windows_per_clip=2,
+        shard_samples=lambda _: 512,
+        sample_bytes=lambda *_: 1_000_000,
+        streams=("latent", "text.t5"),
+    )
+    empty = Lookup(identity_numbers([]))
+    manifest = Manifest(root="/", num_rows=count, table=table, refused=())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = make_plan(manifest, pa.table(facts), options, committed=empty, removed=Removed.of({}), refused=empty)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert made.num_samples > count
+    assert sum(made.tasks.num_samples_of(place) for place in range(len(made.tasks))) == made.num_samples
+    assert grown < 300 * made.num_samples + 50_000_000
+    assert len(made.tasks[-1].samples) == made.tasks.num_samples_of(-1)

@@ -36,13 +36,27 @@ def test_a_bucket_that_the_stride_does_not_divide_is_refused_with_the_sizes_to_u
         latent_shape(Bucket(16, 256, 252), SD)
 
 
-@pytest.mark.parametrize(("frames", "latent_frames"), [(16, 4), (17, 5), (4, 1), (1, 1)])
+CAUSAL = VaeGeometry(latent_channels=16, spatial_stride=8, temporal_stride=4)
+CHUNKED = VaeGeometry(latent_channels=4, spatial_stride=8, temporal_stride=4, chunk_frames=17)
+
+
+@pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (5, 2), (17, 5)])
 def test_a_causal_vae_takes_multiples_of_its_stride_and_one_more(frames: int, latent_frames: int) -> None:
-    causal = VaeGeometry(latent_channels=16, spatial_stride=8, temporal_stride=4)
-    assert latent_shape(Bucket(frames, 64, 64), causal)[1] == latent_frames
+    assert latent_shape(Bucket(frames, 64, 64), CAUSAL)[1] == latent_frames
 
 
-def test_frames_that_do_not_suit_a_causal_vae_are_refused() -> None:
-    causal = VaeGeometry(latent_channels=16, spatial_stride=8, temporal_stride=4)
-    with pytest.raises(InputError, match=r"18 frames do not suit .* use 16 or 17"):
-        latent_shape(Bucket(18, 64, 64), causal)
+@pytest.mark.parametrize(("frames", "choices"), [(18, "17 or 21"), (16, "13 or 17"), (2, "1 or 5")])
+def test_frames_that_do_not_suit_a_causal_vae_are_refused(frames: int, choices: str) -> None:
+    with pytest.raises(InputError, match=rf"{frames} frames do not suit .* use {choices}"):
+        latent_shape(Bucket(frames, 64, 64), CAUSAL)
+
+
+@pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (16, 4), (17, 5), (18, 6), (34, 10), (51, 15), (64, 19)])
+def test_a_vae_of_chunks_takes_any_number_of_frames(frames: int, latent_frames: int) -> None:
+    assert latent_shape(Bucket(frames, 64, 64), CHUNKED)[1] == latent_frames
+
+
+def test_a_geometry_is_read_back_from_provenance() -> None:
+    known = {"latent_channels": 4, "spatial_stride": 8, "temporal_stride": 4, "chunk_frames": 17, "posterior": "mean"}
+    assert VaeGeometry.recorded(known) == CHUNKED
+    assert VaeGeometry.recorded({"latent_channels": 4, "spatial_stride": 8}) == SD

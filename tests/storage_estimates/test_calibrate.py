@@ -15,11 +15,14 @@ from shared.codec import Codec
 from shared.encoders.t5 import TextEncoder
 from shared.encoders.vae import VideoAutoencoder
 from shared.errors import InputError
+from shared.media.clip import Window
 from shared.media.manifest import read_manifest
 from shared.media.probe import probe
-from shared.media.video import MediaError, centre_window, decode_window
+from shared.media.refusal import MediaError
+from shared.media.video import decode_window
 from shared.spec import Bucket
 from shared.stores.open import open_store
+from shared.windows import centre_start
 from storage_estimates.__main__ import main
 from storage_estimates.config import EstimateConfig
 from storage_estimates.estimate import Choice, estimate
@@ -32,7 +35,7 @@ BUCKET = Bucket(16, 128, 128)
 
 def config(**options: Any) -> EstimateConfig:
     """Returns options that take the demo models and the tests' own clips."""
-    return EstimateConfig(manifest=MANIFEST, tokenizer="demo:t5", buckets=(str(BUCKET),), **options)
+    return EstimateConfig(manifest=str(MANIFEST), tokenizer="demo:t5", buckets=(str(BUCKET),), **options)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +50,11 @@ def encoded() -> list[Sample]:
     samples = []
     for number, clip in enumerate(read_manifest(MANIFEST).clips):
         try:
-            facts = probe(clip.path)
+            facts = probe(clip.media)[0]
         except MediaError:
             continue
-        window = centre_window(facts.num_frames, num_frames=BUCKET.num_frames, interval=1)
-        latent = vae.encode(decode_window(clip.path, window, BUCKET), seed=str(number))
+        window = Window(start=centre_start(facts.num_frames, BUCKET.num_frames), num_frames=BUCKET.num_frames)
+        latent = vae.encode(decode_window(clip.media, None, window, BUCKET), seed=str(number))
         texts = zip(clip.captions, encoder.encode(list(clip.captions)), strict=True)
         samples.append(
             Sample(
@@ -116,7 +119,7 @@ def test_a_clip_that_is_no_video_lessens_the_samples() -> None:
 
 def test_buckets_that_no_clip_fills_are_an_error() -> None:
     with pytest.raises(InputError, match="none of 7 probed clips"):
-        samples_of_manifest(EstimateConfig(manifest=MANIFEST, tokenizer="demo:t5", buckets=("9000x64x64",)))
+        samples_of_manifest(EstimateConfig(manifest=str(MANIFEST), tokenizer="demo:t5", buckets=("9000x64x64",)))
 
 
 def test_a_manifest_is_answered_on_the_command_line(

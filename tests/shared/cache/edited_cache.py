@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from shared.cache.commit import ShardWriter
+from shared.cache.committed import read_committed
 from shared.cache.dataset import Cache, Provenance
 from shared.cache.fragments import SHARED_KIND
 from shared.cache.identity import text_id
@@ -116,7 +117,7 @@ def contents(cache: Cache) -> dict[str, Any]:
 
 def state(cache: Cache) -> tuple[Any, ...]:
     """Returns all that a planner and a reader see of a cache, but for where it lies."""
-    _, removed = cache.committed_samples("text.t5")
+    removed = read_committed(cache, "text.t5").removed.by_sample()
     shared = {
         identity: StreamReader(cache.store).payload(place) for identity, place in cache.shared_texts("text.t5").items()
     }

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from shared.cache.codec_report import LATENT_CODECS, Videos, measure, table
 from shared.codec import Codec
-from shared.media.video import centre_window, decode_window, presentation_times
+from shared.media.clip import Media, centre_window
+from shared.media.video import decode_window, presentation_times
 from shared.spec import Bucket
 
 WIDTH = 64
@@ -101,8 +102,9 @@ class Taef2:
 
 def read_clip(path: Path, num_frames: int = 16) -> np.ndarray:
     """Returns frames (T, 256, 256, 3), uint8, from the middle of a clip."""
-    window = centre_window(len(presentation_times(path)), num_frames=num_frames, interval=1)
-    return decode_window(path, window, Bucket(num_frames, 256, 256))
+    media = Media(url=str(path.absolute()))
+    window = centre_window(len(presentation_times(media)), num_frames=num_frames, interval=1)
+    return decode_window(media, None, window, Bucket(num_frames, 256, 256))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ import pytest
 
 from shared.cache.check import check_files
 from shared.cache.commit import ShardWriter
+from shared.cache.committed import read_committed
 from shared.cache.dataset import Cache
 from shared.cache.removal import remove_samples
 from shared.cache.rows import sample_row, text_row
@@ -159,9 +160,9 @@ def test_a_removed_sample_is_gone_and_can_be_encoded_again(url: str, write_shard
     write_shard(url, [0, 1])
     assert remove_samples(cache, [f"{1:032x}", f"{7:032x}"]) == 1
     assert remove_samples(cache, [f"{1:032x}"]) == 0
-    committed, removed = cache.committed_samples("text.t5")
-    assert list(committed) == [f"{0:032x}"]
-    assert removed == {f"{1:032x}": 0}
+    committed = read_committed(cache, "text.t5")
+    assert committed.samples() == [f"{0:032x}"]
+    assert committed.removed.by_sample() == {f"{1:032x}": 0}
     write_shard(url, [1], shard_id="7" * 32, generation=1)
     assert cache.read_index()["sample"].to_pylist() == [f"{0:032x}", f"{1:032x}"]
 

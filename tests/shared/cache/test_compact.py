@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from shared.cache import compact as compaction
+from shared.cache.committed import read_committed
 from shared.cache.compact import Compaction, compact, parse_bytes
 from shared.cache.convert import convert
 from shared.cache.dataset import Cache
@@ -313,7 +314,7 @@ def test_a_sample_removed_before_compaction_is_encoded_again_at_a_higher_generat
 ) -> None:
     cache = make_edited_cache(tmp_path / "cache", write_shard)
     compact(cache, GIGABYTE)
-    assert cache.committed_samples("text.t5")[1][f"{2:032x}"] == 0
+    assert read_committed(cache, "text.t5").removed.by_sample()[f"{2:032x}"] == 0
     write_shard(tmp_path / "cache", [2], shard_id="7" * 32, generation=0)
     assert len(cache.read_index()) == 6
     write_shard(tmp_path / "cache", [2], shard_id="8" * 32, generation=1)

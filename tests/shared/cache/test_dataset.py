@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from shared.cache.card import card, write_card
 from shared.cache.commit import ShardWriter
+from shared.cache.committed import CommittedSamples, read_committed
 from shared.cache.compact import compact
 from shared.cache.dataset import Cache, check_is_cache_or_empty
 from shared.cache.ledger import Refusal, write_ledger
@@ -24,13 +27,19 @@ from shared.stores.open import open_store
 from tests.shared.cache.conftest import BUCKET, PROVENANCE, ShardMaker, make_sample
 
 
+def sources_of(committed: CommittedSamples) -> Iterator[tuple[int, str]]:
+    """Yields the row and the source of each sample."""
+    for rows, table in committed.clips(np.arange(len(committed))):
+        yield from zip(rows.tolist(), table["source"].to_pylist(), strict=True)
+
+
 def test_a_cache_opens_again_with_what_it_was_made_with(cache: Cache) -> None:
     assert Cache.open(cache.url).provenance == PROVENANCE
-    committed, removed = Cache.open_or_create(cache.url, PROVENANCE).committed_samples("text.t5")
-    assert committed.keys() == {f"{n:032x}" for n in range(4)}
-    assert removed == {}
-    assert committed[f"{3:032x}"].source == "clips/näht 3.mp4"
-    assert [caption for caption, _ in committed[f"{3:032x}"].captions] == ["Caption 3", "Another, longer caption"]
+    committed = read_committed(Cache.open_or_create(cache.url, PROVENANCE), "text.t5")
+    assert set(committed.samples()) == {f"{n:032x}" for n in range(4)}
+    assert committed.removed.by_sample() == {}
+    sources = {committed.samples()[row]: name for row, name in sources_of(committed)}
+    assert sources[f"{3:032x}"] == "clips/näht 3.mp4"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from shared.cache.check import check_files
 from shared.cache.check_description import open_for_check
 from shared.cache.commit import ShardWriter, commit_rows
+from shared.cache.committed import read_committed
 from shared.cache.compact import compact
 from shared.cache.dataset import Cache
 from shared.cache.identity import text_id
@@ -71,7 +72,7 @@ def add_shared_texts(cache: Cache, container: Container = "tar") -> None:
 
 def encode_again(cache: Cache, write_shard: ShardMaker, numbers: list[int], **options: object) -> None:
     """Does what the next job does with what is missing."""
-    _, removed = cache.committed_samples("text.t5")
+    removed = read_committed(cache, "text.t5").removed.by_sample()
     for number in numbers:
         generation = removed.get(make_sample(number).sample, -1) + 1
         write_shard(cache.url, [number], shard_id=f"{number + 1}{generation}" * 16, generation=generation, **options)
@@ -129,9 +130,10 @@ def test_latents_outlive_shared_texts_that_are_broken(cache: Cache) -> None:
     assert "2 samples keep their latents without these texts" in "\n".join(done)
     assert samples(again) == [0, 1, 2, 3]
     assert again.shared_texts("text.t5") == {}
-    committed, removed = again.committed_samples("text.t5")
-    assert removed == {}
-    assert [len(committed[make_sample(number).sample].captions) for number in range(4)] == [0, 2, 2, 0]
+    committed = read_committed(again, "text.t5")
+    assert committed.removed.by_sample() == {}
+    counts = dict(zip(committed.samples(), committed.texts.num_captions().tolist(), strict=True))
+    assert [counts[make_sample(number).sample] for number in range(4)] == [0, 2, 2, 0]
 
 
 def test_texts_in_a_broken_shard_of_samples_are_gone_with_them_only(cache: Cache) -> None:
@@ -307,7 +309,7 @@ def test_where_it_is_lost_which_samples_were_removed_that_is_said(
     again, done = mended(cache)
     assert "which samples were removed is known only as far as fragments say so" in "\n".join(done)
     assert samples(again) == [0, 1, 2]
-    assert again.committed_samples("text.t5")[1] == ({} if is_swept else {make_sample(3).sample: 0})
+    assert read_committed(again, "text.t5").removed.by_sample() == ({} if is_swept else {make_sample(3).sample: 0})
     if is_swept:
         assert write_shard(again.url, [3], shard_id="b" * 32).created
         assert samples(again) == [0, 1, 2, 3]

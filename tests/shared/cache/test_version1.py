@@ -1,6 +1,7 @@
 """A cache of format version 1, as committed: read, and brought to version 2."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -64,3 +65,17 @@ def test_version_1_with_several_codecs_in_a_stream_is_refused(tmp_path: Path) ->
 def test_version_1_is_not_compacted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="format version 1 has no snapshots: .* convert"):
         compact(Cache.open(VERSION1), 10**9)
+
+
+@pytest.mark.parametrize(("recorded", "expected"), [(16, 16), (4, 4), (None, 16)])
+def test_version_1_always_has_a_micro_batch(tmp_path: Path, recorded: int | None, expected: int) -> None:
+    shutil.copytree(VERSION1, tmp_path / "cache")
+    path = tmp_path / "cache" / "dataset.json"
+    description = json.loads(path.read_text())
+    del description["streams"]["latent"]["micro_batch"]
+    if recorded is not None:
+        description["streams"]["latent"]["micro_batch"] = recorded
+    path.write_text(json.dumps(description))
+    provenance = Cache.open(tmp_path / "cache").provenance
+    assert provenance["latent"]["micro_batch"] == expected
+    assert "micro_batch" not in provenance["text.t5"]

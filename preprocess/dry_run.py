@@ -1,0 +1,186 @@
+"""What a job would do, for people, before it does it: ``python -m preprocess --dry-run``.
+
+Nothing is loaded but the models' configuration files, and nothing is written but what probing finds.
+"""
+
+from collections.abc import Sequence
+
+from preprocess.config import PreprocessConfig
+from preprocess.sizes import latent_bytes, text_bytes
+from preprocess.work import Work
+from shared.cache.dataset import Cache, Provenance
+from shared.cache.layout import DATASET_FILE, LATENT_STREAM
+from shared.cache.schema import FORMAT_VERSION
+from shared.costs import MEASURED_GPU, VAE_RATES, EncodeRate, gpu_seconds, t5_rate
+from shared.stores.open import open_store
+
+_RATES_OF_CLASSES = {
+    "AutoencoderKL": "sd",
+    "AutoencoderKLCogVideoX": "cogvideox",
+    "AutoencoderKLWan": "wan2.1",
+    "AutoencoderKLHunyuanVideo": "hunyuanvideo",
+    "AutoencoderKLLTXVideo": "ltx",
+    "AutoencoderDC": "dc-ae-f32c32",
+}
+"""Which measured rate stands for autoencoders of a class."""
+
+
+def planned_provenance(config: PreprocessConfig) -> Provenance:
+    """Returns what planning needs of the streams' provenance, from the models' configuration files.
+
+    Args:
+        config: The job's options, resolved.
+
+    Raises:
+        InputError: if a model's configuration cannot be read.
+    """
+    from shared.encoders.text_width import read_text_channels  # slow to import, and not wanted where a cache is there
+    from shared.encoders.vae_files import read_config
+
+    assert config.text_encoder is not None
+    text = {"text_channels": read_text_channels(config.text_encoder), "max_tokens": config.max_tokens}
+    made: Provenance = {config.text_stream: text}
+    if not config.only_texts:
+        assert config.vae is not None
+        description = read_config(config.vae)
+        geometry = description.family.geometry(description.config)
+        made[LATENT_STREAM] = {
+            "model_class": description.class_name,
+            "latent_channels": geometry.latent_channels,
+            "spatial_stride": geometry.spatial_stride,
+            "temporal_stride": geometry.temporal_stride,
+            "chunk_frames": geometry.chunk_frames,
+        }
+    return made
+
+
+def cache_to_plan(config: PreprocessConfig) -> Cache:
+    """Returns the job's cache, or, if there is none yet, what it would be; nothing is written.
+
+    Args:
+        config: The job's options, resolved.
+
+    Raises:
+        InputError: if the output holds something else, or a model's configuration cannot be read.
+    """
+    store = open_store(config.output)
+    if store.size(DATASET_FILE) is None:
+        return Cache(store, planned_provenance(config), FORMAT_VERSION)
+    cache = Cache.open(config.output)
+    if all(stream in cache.provenance for stream in config.streams()):
+        return cache
+    return Cache(store, {**planned_provenance(config), **cache.provenance}, cache.version)
+
+
+def dry_run(work: Work, config: PreprocessConfig, provenance: Provenance) -> str:
+    """Returns a table of what would be encoded: clips, samples, shards, bytes and GPU hours by bucket, and refusals.
+
+    Args:
+        work: What is to be done.
+        config: The job's options, resolved.
+        provenance: Of the cache, or what planning needs of it.
+    """
+    text_rate = t5_rate(provenance[config.text_stream]["text_channels"])
+    max_tokens = provenance[config.text_stream]["max_tokens"]
+    a_text = text_bytes(config, provenance)
+
+    def text_hours(num_captions: int) -> float:
+        return gpu_seconds(num_captions * max_tokens, text_rate) / 3600
+
+    rows = []
+    for bucket, totals in work.shards.per_bucket().items():
+        rate = _vae_rate(provenance)
+        pixels = totals.num_samples * bucket.num_frames * bucket.height * bucket.width
+        num_texts = 0 if work.share_text else totals.num_captions
+        hours = None if rate is None else gpu_seconds(pixels, rate) / 3600 + text_hours(num_texts)
+        size = totals.num_samples * latent_bytes(config, bucket, provenance) + num_texts * a_text
+        rows.append(_Row(str(bucket), totals.num_clips, totals.num_samples, totals.num_shards, size, hours))
+    for name, tasks, num_texts, num_samples in (
+        ("shared texts", work.shared_texts, sum(len(task.captions) for task in work.shared_texts), 0),
+        (
+            "new texts",
+            work.texts,
+            0 if work.share_text else sum(len(sample.captions) for task in work.texts for sample in task.samples),
+            sum(len(task.samples) for task in work.texts),
+        ),
+    ):
+        if tasks:
+            rows.append(
+                _Row(name, None, num_samples or num_texts, len(tasks), num_texts * a_text, text_hours(num_texts))
+            )
+    lines = _table([*rows, *_total(rows)])
+    lines.append(
+        f"Bytes before compression, every caption of {max_tokens} tokens: at most. Hours of one {MEASURED_GPU}."
+        if rows
+        else "Nothing to encode."
+    )
+    lines.append(f"Samples already in the cache: {work.num_committed:,}")
+    if work.num_refused_before:
+        lines.append(f"Samples refused by an earlier run: {work.num_refused_before:,}")
+    if work.stale:
+        lines.append(f"Samples of clips that changed or are named no more: {len(work.stale):,}")
+    for reason, count in work.refusals.reasons().most_common():
+        lines.append(f"Clips refused, {reason}: {count:,}")
+    return "\n".join(lines)
+
+
+class _Row:
+    """A line of the table."""
+
+    def __init__(
+        self,
+        name: str,
+        num_clips: int | None,
+        num_samples: int,
+        num_shards: int,
+        num_bytes: int,
+        hours: float | None,
+    ) -> None:
+        self.name, self.num_clips, self.num_samples = name, num_clips, num_samples
+        self.num_shards, self.num_bytes, self.hours = num_shards, num_bytes, hours
+
+    def cells(self) -> tuple[str, ...]:
+        """Returns what is shown."""
+        return (
+            self.name,
+            "" if self.num_clips is None else f"{self.num_clips:,}",
+            f"{self.num_samples:,}",
+            f"{self.num_shards:,}",
+            f"{self.num_bytes:,}",
+            "not measured" if self.hours is None else f"{self.hours:,.3f}",
+        )
+
+
+def _total(rows: Sequence[_Row]) -> list[_Row]:
+    if len(rows) < 2:
+        return []
+    hours = [row.hours for row in rows]
+    known = [hour for hour in hours if hour is not None]
+    return [
+        _Row(
+            "all",
+            None,
+            sum(row.num_samples for row in rows),
+            sum(row.num_shards for row in rows),
+            sum(row.num_bytes for row in rows),
+            sum(known) if len(known) == len(hours) else None,
+        )
+    ]
+
+
+def _table(rows: Sequence[_Row]) -> list[str]:
+    if not rows:
+        return []
+    cells = [("bucket", "clips", "samples", "shards", "bytes", "GPU hours"), *(row.cells() for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in cells
+    ]
+
+
+def _vae_rate(provenance: Provenance) -> EncodeRate | None:
+    """Returns the measured rate of an autoencoder like this one, None if none was measured."""
+    latent = provenance[LATENT_STREAM]
+    name = _RATES_OF_CLASSES.get(latent.get("model_class", ""))
+    return None if name is None else VAE_RATES[name]

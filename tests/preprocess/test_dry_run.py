@@ -1,0 +1,95 @@
+"""What a job would do, said before it does it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from preprocess.config import PreprocessConfig
+from preprocess.dry_run import cache_to_plan, dry_run, planned_provenance
+from preprocess.work import find_work
+from shared.cache.dataset import Cache
+from shared.costs import VAE_RATES, gpu_seconds, t5_rate
+from shared.errors import InputError
+from tests.preprocess.planning import PROVENANCE, ClipOfTest, add_committed, clip, manifest_of, probes_of
+
+CLIPS = [
+    clip("a", num_frames=100),
+    clip("b", captions=("one", "two")),
+    clip("small", height=100, width=100),
+    clip("short", num_frames=3),
+    clip("broken", reason="not_a_video"),
+]
+
+
+def config_of(output: Path, **options: object) -> PreprocessConfig:
+    return PreprocessConfig(
+        **{"buckets": ("16x256x256", "4x64x64"), **options},  # type: ignore[arg-type]
+        preset="demo",
+        manifest="unused.csv",
+        output=str(output),
+    ).resolved()
+
+
+def said(folder: Path, clips: Sequence[ClipOfTest], **options: object) -> dict[str, list[str]]:
+    """Returns the lines of a dry run: what they are about, and what they say."""
+    config = config_of(folder / "cache", **options)
+    manifest = manifest_of(made.clip for made in clips)
+    cache = cache_to_plan(config)
+    work = find_work(config, manifest, probes_of(folder / "probes", manifest, clips), cache)
+    lines = dry_run(work, config, cache.provenance).splitlines()
+    return {
+        parts[0]: parts[1:]
+        for line in lines
+        if (parts := line.split(": ") if ": " in line else line.split()) and not line.startswith("Bytes before")
+    }
+
+
+def test_the_table_counts_clips_samples_shards_bytes_and_hours(tmp_path: Path) -> None:
+    lines = said(tmp_path, CLIPS, windows_per_clip=3, flip=True, latent_codec="float32", text_codec="float32")
+    channels = planned_provenance(config_of(tmp_path))["text.t5"]["text_channels"]
+    assert not (tmp_path / "cache").exists()
+    text = 120 * channels * 4
+    large, small = lines["16x256x256"], lines["4x64x64"]
+    geometry = planned_provenance(config_of(tmp_path))["latent"]
+    stride = geometry["spatial_stride"]
+    latent = 4 * geometry["latent_channels"] * 16 * (256 // stride) ** 2
+    assert large[:4] == ["2", "8", "8", f"{8 * latent + 10 * text:,}"]
+    assert small[:3] == ["1", "6", "6"]
+    seconds = gpu_seconds(8 * 16 * 256 * 256, VAE_RATES["sd"]) + gpu_seconds(10 * 120, t5_rate(channels))
+    assert large[4] == f"{seconds / 3600:.3f}"
+    assert lines["all"][:2] == ["14", "14"]
+    assert lines["Clips refused, too_short"] == ["1"]
+    assert lines["Clips refused, not_a_video"] == ["1"]
+    assert lines["Samples already in the cache"] == ["0"]
+
+
+def test_what_is_in_the_cache_is_not_counted_and_the_cache_knows_its_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache.open_or_create(tmp_path / "cache", PROVENANCE)
+    config = config_of(tmp_path / "cache")
+    manifest = manifest_of(made.clip for made in CLIPS)
+    work = find_work(config, manifest, probes_of(tmp_path / "first", manifest, CLIPS), cache)
+    add_committed(cache, list(work.shards)[:1])
+    monkeypatch.setattr("preprocess.dry_run.planned_provenance", lambda _: pytest.fail("a model was looked at"))
+    lines = said(tmp_path, CLIPS)
+    assert "16x256x256" not in lines
+    assert lines["Samples already in the cache"] == ["2"]
+    assert lines["4x64x64"][4:] == ["not", "measured"]
+
+
+def test_nothing_to_do_is_said(tmp_path: Path) -> None:
+    assert said(tmp_path, [CLIPS[-1]])["Nothing"] == ["to", "encode."]
+
+
+def test_shared_texts_are_counted_once(tmp_path: Path) -> None:
+    clips = [clip("a", captions=("same",)), clip("b", captions=("same", "other"))]
+    lines = said(tmp_path, clips, share_text=True, cleaning="none", text_codec="float32")
+    channels = planned_provenance(config_of(tmp_path))["text.t5"]["text_channels"]
+    assert lines["shared"][:4] == ["texts", "2", "1", f"{2 * 120 * channels * 4:,}"]
+
+
+def test_a_bucket_that_the_autoencoder_does_not_take_is_an_error_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="height=250 is not divisible by the VAE's spatial stride"):
+        said(tmp_path, CLIPS, buckets=("16x250x256",))
