@@ -21,9 +21,10 @@ from shared.cache.layout import LATENT_STREAM, TEXT_STREAM
 from shared.cache.reader import StreamReader
 from shared.encoders.vae import VideoAutoencoder
 from shared.errors import run_entry_point
+from shared.media.clip import Media, centre_window
 from shared.media.probe import probe
 from shared.media.quality import psnr
-from shared.media.video import centre_window, decode_window
+from shared.media.video import decode_window
 from shared.spec import Bucket
 from train.video_files import file_stem
 
@@ -69,9 +70,10 @@ def first_caption(row: dict[str, Any]) -> str:
 
 def original(row: dict[str, Any], clips: Path) -> np.ndarray:
     """Returns the frames (T, H, W, 3) of the clip itself that a sample was encoded from."""
-    path = clips / row["source"]
-    window = centre_window(probe(path).num_frames, num_frames=row["num_frames"], interval=row["frame_interval"])
-    return decode_window(path, window, Bucket(row["num_frames"], row["height"], row["width"]))
+    media = Media(url=str((clips / row["source"]).absolute()))
+    num_frames = probe(media)[0].num_frames
+    window = centre_window(num_frames, num_frames=row["num_frames"], interval=row["frame_interval"])
+    return decode_window(media, None, window, Bucket(row["num_frames"], row["height"], row["width"]))
 
 
 def generated(row: dict[str, Any], samples: Path) -> np.ndarray:
@@ -129,7 +131,10 @@ def draw(config: PicturesConfig) -> int:
         looks,
         [
             (f"clip, {config.look_bucket}", [original(row, config.clips) for row in looks]),
-            ("its cached latent, decoded", [vae.decode(reader.latent(row[LATENT_STREAM])) for row in looks]),
+            (
+                "its cached latent, decoded",
+                [vae.decode(reader.latent(row[LATENT_STREAM]), row["num_frames"]) for row in looks],
+            ),
             (f"clip, {config.train_bucket}", small),
             ("generated from its caption", videos),
         ],

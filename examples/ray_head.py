@@ -43,6 +43,7 @@ class RayHead:
         tools = Path(sys.executable).parent  # where `ray` is, and the `python` that a job names
         self.environment = inherited | {
             "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes 127.0.0.1 for the machine's own address
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": self.address,

@@ -9,10 +9,13 @@ from shared.errors import run_entry_point
 
 
 def main() -> int:
-    """Returns 0, or 1 if there were clips and none of them is in the cache."""
+    """Returns 0 if all is done, 1 if too much was refused, 3 if work is left for a later run."""
     config = tyro.cli(PreprocessConfig, prog="python -m preprocess")
-    from preprocess.job import run_job  # loads Ray: not for --help and mistyped options
+    from preprocess.job.driver import describe_job, run_job  # loads Ray: not for --help and mistyped options
 
+    if config.dry_run:
+        print(describe_job(config))
+        return 0
     report = run_job(config)
     print(report.table())
     if report.num_stale > report.num_removed:
@@ -21,10 +24,13 @@ def main() -> int:
             "name: --prune removes them",
             file=sys.stderr,
         )
-    if report.num_rows and report.num_encoded + report.num_by_others + report.num_committed_before == 0:
+    if report.exceeds_limit:
+        print(f"error: more is refused than --max-refused {config.max_refused} allows", file=sys.stderr)
+    elif report.num_pending:
+        print(f"note: {report.num_pending:,} are pending: the same command goes on with them", file=sys.stderr)
+    elif report.exit_code:
         print("error: no sample is in the cache: every clip was refused, see the reasons above", file=sys.stderr)
-        return 1
-    return 0
+    return report.exit_code
 
 
 if __name__ == "__main__":

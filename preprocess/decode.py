@@ -1,35 +1,69 @@
-"""Probing and decoding as the workers do it: a clip's facts or frames, or the row of the ledger that says why not.
+"""Decoding as the workers do it: a clip's frames, or why there are none.
 
-Free of torch, so that a decoding worker starts in a moment.
+Free of torch, so that a decoding worker starts in a moment. FFmpeg runs in these workers only: what crashes or hangs
+it ends one of their processes, and never an encoder.
 """
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from preprocess.deadline import deadline
 from preprocess.plan import SampleTask
 from shared.cache.ledger import Refusal
-from shared.media.probe import Probe, probe
-from shared.media.video import MediaError, decode_window
+from shared.media.refusal import MediaError
+from shared.media.video import decode_window
+from shared.redaction import without_credentials
 from shared.spec import Bucket
 
-_PASSING_REASONS = frozenset({"missing", "not_readable", "decoder_lost", "no_caption_left"})
-"""What may be another on the next run: such a row names no sample, so that the sample is tried again."""
+OUTDATED = "probe_outdated"
+"""The reason of a clip that has not the frames which its probe promised: it is probed and planned anew."""
+MENDABLE = frozenset({"missing", "not_readable", "no_caption_left"})
+"""Refusals that the user can mend without changing the clip: such a row names no sample, so that it is tried again."""
+
+Decoder = Literal["cpu", "nvdec"]
 
 
-def probe_clip(source: str, path: Path) -> Probe | Refusal:
-    """Returns the facts of a clip, or why there are none."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Postponed:
+    """A sample that could not be had now, and may be had later: it stays pending and enters no ledger."""
+
+    sample: str
+    source: str
+    reason: str
+    detail: str
+
+
+Frames = np.ndarray | Refusal | Postponed
+"""(T, height, width, 3) uint8, or why there are none."""
+
+
+def decode_samples(
+    samples: Sequence[SampleTask], bucket: Bucket, *, decoder: Decoder, timeout_seconds: float
+) -> Iterator[Frames]:
+    """Yields the frames of each sample. A sample that takes longer than the time-out ends the process."""
+    for sample in samples:
+        with deadline(timeout_seconds):
+            frames = decode_sample(sample, bucket, decoder=decoder)
+        yield frames
+
+
+def decode_sample(sample: SampleTask, bucket: Bucket, *, decoder: Decoder = "cpu") -> Frames:
+    """Returns the frames of a sample."""
     try:
-        return probe(path)
+        return decode_window(
+            sample.media,
+            sample.time_range,
+            sample.window,
+            bucket,
+            device=decoder,
+            version=sample.source_version,
+        )
     except MediaError as error:
-        return Refusal(source=source, reason=error.reason, detail=error.detail)
-
-
-def decode_sample(sample: SampleTask, bucket: Bucket) -> np.ndarray | Refusal:
-    """Returns the frames (T, height, width, 3) uint8 of a sample, or why there are none."""
-    try:
-        return decode_window(sample.path, sample.window, bucket)
-    except MediaError as error:
+        if error.transient or error.reason == OUTDATED:
+            return postpone(sample, error.reason, error.detail)
         return refuse(sample, bucket, error.reason, error.detail)
 
 
@@ -39,7 +73,12 @@ def refuse(sample: SampleTask, bucket: Bucket, reason: str, detail: str) -> Refu
         source=sample.source,
         source_version=sample.source_version,
         bucket=str(bucket),
-        sample=None if reason in _PASSING_REASONS else sample.sample,
+        sample=None if reason in MENDABLE else sample.sample,
         reason=reason,
-        detail=detail,
+        detail=without_credentials(detail),
     )
+
+
+def postpone(sample: SampleTask, reason: str, detail: str) -> Postponed:
+    """Returns what is said of a sample that is to be tried again."""
+    return Postponed(sample=sample.sample, source=sample.source, reason=reason, detail=detail)

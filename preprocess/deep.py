@@ -6,13 +6,13 @@ else within :func:`latent_tolerance` and :func:`text_tolerance`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from preprocess.config import PreprocessConfig
-from preprocess.encode import Encoders
+from preprocess.encoders import Encoders
+from preprocess.messages import MicroBatch
 from preprocess.originals import Originals, fragment_id
 from shared.cache import payload
 from shared.cache.dataset import Cache
@@ -83,7 +83,8 @@ def encode_again(cache: Cache, rows: Sequence[Row], originals: Originals) -> Ite
     for stream in cache.provenance:
         if not is_text(stream):
             continue
-        encoders = Encoders(_config(cache, stream, only_texts=not is_first))
+        config = _config(cache, stream, only_texts=not is_first)
+        encoders = Encoders(config, micro_batch=MicroBatch.of(cache.provenance[LATENT_STREAM]))
         cache.require(encoders.provenance())
         again = _Again(cache, stream, encoders, originals)
         for row in rows:
@@ -99,7 +100,7 @@ def _config(cache: Cache, stream: str, *, only_texts: bool) -> PreprocessConfig:
     latent, text = cache.provenance[LATENT_STREAM], cache.provenance[stream]
     strides = [latent[f"{axis}_stride"] for axis in ("temporal", "spatial", "spatial")]
     return PreprocessConfig(
-        manifest=Path("manifest.csv"),
+        manifest="manifest.csv",
         output=cache.url,
         buckets=("x".join(map(str, strides)),),
         preset="demo" if str(text["model"]).startswith(DEMO_PREFIX) else None,
@@ -113,7 +114,6 @@ def _config(cache: Cache, stream: str, *, only_texts: bool) -> PreprocessConfig:
         text_stream=stream,
         only_texts=only_texts,
         precision=text["precision"],
-        vae_micro_batch=latent["micro_batch"],
     )
 
 
@@ -123,6 +123,7 @@ class _Again:
     def __init__(self, cache: Cache, stream: str, encoders: Encoders, originals: Originals) -> None:
         self._cache, self._stream, self._encoders, self._originals = cache, stream, encoders, originals
         self._reader = StreamReader(cache.store)
+        self._encoded: tuple[tuple[str, ...], dict[str, torch.Tensor]] | None = None
 
     def latent(self, row: Row) -> Verdict:
         """Encodes a sample's clip."""
@@ -145,14 +146,13 @@ class _Again:
         return _by_figures(name, place, figures, error <= most, differing)
 
     def texts(self, row: Row) -> Iterator[Verdict]:
-        """Encodes a sample's captions, each in the batch in which its shard has it."""
+        """Encodes a sample's captions, together with all others of their shard."""
         codec = Codec.parse(self._cache.provenance[self._stream]["codec"])
         precision = self._cache.provenance[self._stream]["precision"]
         for place in row[self._stream]["captions"]:
             name = f"{self._stream} {place['caption'][:40]!r} of {_name(row)}"
             batch = self._batch(place)
-            captions = [place["caption"], *(text for text in batch or () if text != place["caption"])]
-            found = payload.encode(self._encoders.text_encoder.encode(captions)[0], codec)
+            found = payload.encode(self._embeddings(tuple(batch or [place["caption"]]))[place["caption"]].cpu(), codec)
             stored = self._reader.payload(place)
             differing = self._differing_environment(place)
             if not differing and batch is None:
@@ -171,6 +171,14 @@ class _Again:
             figures = f"least cosine of a token {cosine:.6f}, at least {least:.6f} is expected"
             yield _by_figures(name, place, figures, cosine >= least, differing)
 
+    def _embeddings(self, captions: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Returns the embeddings of captions that are encoded together; those of the last call are kept."""
+        if self._encoded is None or self._encoded[0] != captions:
+            assert self._encoders.text is not None
+            embeddings = self._encoders.text.encode(captions)
+            self._encoded = captions, dict(zip(captions, embeddings, strict=True))
+        return self._encoded[1]
+
     def _differing_environment(self, place: Place) -> str:
         """Returns by what this machine differs from the one that wrote a shard, nothing if by nothing."""
         recorded = self._originals.record(place["shard"]).get("environment")
@@ -184,7 +192,7 @@ class _Again:
         )
 
     def _batch(self, place: Place) -> list[str] | None:
-        """Returns the captions of as many tokens that were encoded together, or None if they are not all known."""
+        """Returns the captions that were encoded together, or None if they are not all known."""
         identity = fragment_id(place["shard"])
         try:
             table = read_fragment(self._cache.store, fragment_path(identity))
@@ -194,7 +202,7 @@ class _Again:
         for row in (rows := table.to_pylist()):
             entries = [entry for stream in row_streams(row) if stream == self._stream for entry in places(row, stream)]
             for caption in entries:
-                if caption["shard"] == place["shard"] and caption["num_tokens"] == place["num_tokens"]:
+                if caption["shard"] == place["shard"]:
                     captions.append(caption["caption"])
         return captions if identity in self._identities(rows) else None
 

@@ -1,20 +1,23 @@
 """The clips that a cache was made of, found and decoded again as they were encoded."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from preprocess.decode import decode_sample
-from preprocess.plan import SampleTask
 from shared.cache.dataset import Cache
 from shared.cache.fragments import Record, find_files, read_record
 from shared.cache.layout import LATENT_STREAM
-from shared.cache.ledger import Refusal
 from shared.cache.snapshot import read_shards
 from shared.errors import InputError
+from shared.media.clip import Media, TimeRange, Window, centre_window
+from shared.media.manifest.tar_headers import TarError, tar_members
 from shared.media.probe import probe
-from shared.media.video import MediaError, centre_window
+from shared.media.refusal import MediaError
+from shared.media.sources import open_source
+from shared.media.urls import join, locate
+from shared.media.video import decode_window
 from shared.spec import Bucket
 
 
@@ -23,10 +26,10 @@ class Originals:
 
     Args:
         cache: What was made of them.
-        clips: The folder to look in instead.
+        clips: The folder or URL to look in instead.
     """
 
-    def __init__(self, cache: Cache, clips: Path | None) -> None:
+    def __init__(self, cache: Cache, clips: str | Path | None) -> None:
         self._store, self._clips = cache.store, clips
         self._records: dict[str, Record] = {}
         self._snapshot: dict[str, Record] | None = None
@@ -52,25 +55,52 @@ class Originals:
         folder = self._clips or self.record(row[LATENT_STREAM]["shard"]).get("clips_root")
         if folder is None:
             return "the folder of its clips is not recorded any more (--clips names it)"
-        path = Path(folder) / row["source"]
         try:
-            facts = probe(path)
-        except MediaError as error:
+            media = _find_media(locate(str(folder)), row["source"])
+            return self._decoded(row, media)
+        except (MediaError, InputError) as error:
             return f"{error} (--clips names the folder of the clips)"
+
+    def _decoded(self, row: dict[str, Any], media: Media) -> np.ndarray | str:
+        start, end = row.get("start"), row.get("end")
+        part = None if start is None and end is None else TimeRange(start=start or 0.0, end=end)
+        (facts,) = probe(media, [part])
         if facts.version != row["source_version"]:
-            return f"{path} has changed since it was encoded"
+            return f"{media} has changed since it was encoded"
         bucket = Bucket(row["num_frames"], row["height"], row["width"])
-        task = SampleTask(
-            sample=row["sample"],
-            source=row["source"],
-            source_version=facts.version,
-            path=path,
-            captions=(),
-            window=centre_window(facts.num_frames, num_frames=bucket.num_frames, interval=row["frame_interval"]),
-            fps=row["fps"],
-        )
-        frames = decode_sample(task, bucket)
-        return frames.detail if isinstance(frames, Refusal) else frames
+        if row.get("window") is None:
+            window = centre_window(facts.num_frames, num_frames=bucket.num_frames, interval=row["frame_interval"])
+        else:
+            window = Window(
+                start=row["window"],
+                num_frames=bucket.num_frames,
+                interval=row["frame_interval"],
+                fps=row.get("sampling_fps"),
+                flip=bool(row.get("flip")),
+            )
+        return decode_window(media, part, window, bucket)
+
+
+def _find_media(root: str, source: str) -> Media:
+    """Returns where a clip lies: a file or an object, or a member of a tar, SHARD.tar/MEMBER.
+
+    Raises:
+        MediaError: if its tar cannot be read, or has no such member.
+        InputError: if the source can lie nowhere.
+    """
+    tar, dot_tar, name = source.partition(".tar/")
+    if not dot_tar or Path(root, source).is_file():
+        return Media(url=join(root, source))
+    url = join(root, f"{tar}.tar")
+    with open_source(Media(url=url)) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            for member in tar_members(file, size):
+                if member.name == name:
+                    return Media(url=url, offset=member.offset, size=member.size)
+        except TarError as error:
+            raise MediaError("truncated_tar", f"{url} {error}") from None
+    raise MediaError("missing", f"{url} has no member {name}")
 
 
 def fragment_id(shard: str) -> str:

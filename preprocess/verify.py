@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,8 +40,8 @@ class VerifyConfig:
     """Read only so many of the shards, e.g. 20 or 1%, chosen by chance. The index is checked whole in any case."""
     seed: int = 0
     """Of that choice: another one reads other shards."""
-    clips: Path | None = None
-    """The folder from which the manifest's paths are taken. Without it, the one that the job recorded."""
+    clips: str | None = None
+    """The folder or URL from which the manifest's paths are taken. Without it, the one that the job recorded."""
     decode: int = 3
     """Latents to decode back to video, spread over the cache. 0: none, and no model is loaded."""
     deep: int = 0
@@ -162,7 +161,8 @@ def _decode_back(cache: Cache, rows: list[dict[str, Any]], originals: Originals)
     reader = StreamReader(cache.store)
     for row in rows:
         latent = reader.latent(row[LATENT_STREAM])
-        frames = vae.decode(latent[: ours["latent_channels"]])  # without the logarithm of the variance
+        mean_or_sample = latent[: ours["latent_channels"]]  # without the logarithm of the variance
+        frames = vae.decode(mean_or_sample, row["num_frames"])
         original = originals.frames(row)
         name = f"{row['source']} in {row['num_frames']}x{row['height']}x{row['width']}"
         if isinstance(original, str):

@@ -10,6 +10,7 @@ import pytest
 import tyro
 
 from preprocess.config import PreprocessConfig
+from preprocess.probe import ProbeConfig
 from preprocess.verify import VerifyConfig
 from shared.cache.__main__ import COMMANDS
 from storage_estimates.config import EstimateConfig
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 OPTIONS: dict[str, Any] = {
     "preprocess": PreprocessConfig,
     "shared.cache": COMMANDS,
+    "preprocess.probe": ProbeConfig,
     "preprocess.verify": VerifyConfig,
     "storage_estimates": EstimateConfig,
     "train": TrainConfig,

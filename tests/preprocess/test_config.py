@@ -1,6 +1,5 @@
 """Options that do not go together are refused in one line."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from shared.errors import InputError
 def config(**options: Any) -> PreprocessConfig:
     """Returns a sound configuration but for these options."""
     return PreprocessConfig(
-        **{"manifest": Path("m.csv"), "output": "/c", "buckets": ("16x256x256",), "preset": "demo"} | options
+        **{"manifest": "m.csv", "output": "/c", "buckets": ("16x256x256",), "preset": "demo"} | options
     )
 
 
@@ -24,7 +23,7 @@ def config(**options: Any) -> PreprocessConfig:
         ({"preset": None, "vae": "demo:vae", "text_encoder": "a/b"}, "through --preset demo only"),
         ({"vae": "stabilityai/sd-vae-ft-ema"}, "--preset demo brings its own"),
         ({"buckets": ()}, "--buckets: found none"),
-        ({"buckets": ("16x256",)}, "expected FRAMESxHEIGHTxWIDTH"),
+        ({"buckets": ("16by256",)}, "expected FRAMESxHEIGHTxWIDTH"),
         ({"columns": ("video",)}, "expected THEIRS=OURS"),
         ({"columns": ("video=film",)}, "OURS one of path, text"),
         ({"workers": 0}, "--workers 0: expected at least 1"),
@@ -35,6 +34,14 @@ def config(**options: Any) -> PreprocessConfig:
         ({"text_codec": "int8@30+delta+zstd"}, "has no frames"),
         ({"text_stream": "latent"}, "stream 'latent': expected text.NAME"),
         ({"only_texts": True, "prune": True}, "drop one of the two"),
+        ({"fps": 0.0}, "--fps 0.0: expected a positive number"),
+        ({"fps": 8.0, "frame_interval": 2}, "--fps with --frame-interval"),
+        ({"windows_per_clip": 0}, "--windows-per-clip 0: expected at least 1"),
+        ({"decode_timeout": float("nan")}, "--decode-timeout nan: expected a positive number"),
+        ({"gpus_per_worker": 2.0}, "a worker uses one GPU"),
+        ({"text_gpus": -1}, "--text-gpus -1: expected at least 0"),
+        ({"max_refused": "some"}, "--max-refused some: expected a number of clips or a part"),
+        ({"buckets": ("16x999q",)}, "16x999q"),
     ],
 )
 def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> None:

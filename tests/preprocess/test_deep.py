@@ -1,5 +1,6 @@
 """Samples encoded again, in this process."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,20 @@ import pytest
 import torch
 
 from preprocess.config import PreprocessConfig
-from preprocess.decode import decode_sample, probe_clip
+from preprocess.decode import decode_sample
 from preprocess.deep import encode_again, latent_tolerance, text_tolerance
-from preprocess.encode import Encoders
+from preprocess.encoders import Encoders
 from preprocess.originals import Originals
-from preprocess.plan import ShardTask, make_plan
+from preprocess.plan import ShardTask
 from preprocess.text_plan import identify
 from shared.cache.commit import ShardWriter
 from shared.cache.dataset import Cache
+from shared.cache.identity import shard_id
 from shared.cache.rows import Sample, Text, sample_row
 from shared.codec import Codec
 from shared.errors import InputError
-from shared.media.manifest import read_manifest
-from shared.media.probe import Probe
 from shared.spec import Bucket
+from tests.preprocess.real_task import real_task
 
 BUCKET = Bucket(4, 64, 64)
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -43,7 +44,7 @@ def broken(values: torch.Tensor) -> torch.Tensor:
 def config(clips_folder: Path) -> PreprocessConfig:
     return PreprocessConfig(
         preset="demo",
-        manifest=clips_folder / "clips.csv",
+        manifest=str(clips_folder / "clips.csv"),
         output="/unused",
         buckets=(str(BUCKET),),
         latent_codec="float32",
@@ -57,24 +58,12 @@ def encoders(config: PreprocessConfig) -> Encoders:
 
 
 @pytest.fixture(scope="module")
-def task(clips_folder: Path) -> ShardTask:
+def task(clips_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardTask:
     """Two clips in one shard, one of them with two captions."""
-    clips = [(clip, probe_clip(clip.source, clip.path)) for clip in read_manifest(clips_folder / "clips.csv").clips]
-    found = [(clip, facts) for clip, facts in clips if isinstance(facts, Probe)]
-    found.sort(key=lambda pair: -len(pair[0].captions))
-    return make_plan(
-        found[:2],
-        sources=(),
-        buckets=[BUCKET],
-        buckets_per_clip="best",
-        frame_interval=1,
-        shard_samples=lambda _: 64,
-        sample_bytes=lambda *_: 1,
-        streams=("latent", "text.t5"),
-        committed={},
-        removed={},
-        refused=(),
-    ).tasks[0]
+    whole = real_task(clips_folder / "clips.csv", BUCKET, tmp_path_factory.mktemp("probes"))
+    samples = sorted(whole.samples, key=lambda sample: -len(sample.captions))[:2]
+    identity = shard_id((sample.sample for sample in samples), streams=("latent", "text.t5"))
+    return dataclasses.replace(whole, shard_id=identity, samples=tuple(samples))
 
 
 def encoded(
@@ -82,17 +71,17 @@ def encoded(
 ) -> Cache:
     """Returns a cache as the encoders make it, but for what ``latent`` and ``text`` do to the arrays."""
     cache = Cache.open_or_create(root, encoders.provenance())
-    record = {"clips_root": str(task.samples[0].path.parent), "environment": environment, "kind": "samples"}
+    record = {"clips_root": str(Path(task.samples[0].media.url).parent), "environment": environment, "kind": "samples"}
     assert encoders.vae is not None
     codecs = {"latent": Codec(values="float32"), "text.t5": Codec(values="float32")}
     captions = [caption for sample in task.samples for caption in sample.captions]
-    embeddings = iter(encoders.text_encoder.encode(captions))
+    embeddings = iter(encoders.text.encode(captions))
     with ShardWriter(cache.store, shard_id=task.shard_id, folder=str(BUCKET), container="tar", record=record) as writer:
         for sample in task.samples:
             frames = decode_sample(sample, BUCKET)
             texts = [
                 Text(id=caption.id, caption=caption.caption, embedding=text(next(embeddings)))
-                for caption in identify(sample.captions, encoders.text_encoder.clean)
+                for caption in identify(sample.captions, encoders.text.clean)
             ]
             made = Sample(
                 sample=sample.sample,

@@ -1,0 +1,88 @@
+"""The Ray cluster: joining it, what it has, and what its errors mean."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import ray
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from shared.errors import InputError
+
+LOSSES = (OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError)
+"""Of a worker, for reasons that need not lie in its clip."""
+TASK_FAILURES = (WorkerCrashedError, RayTaskError, *LOSSES)
+
+_NODE_WORDS = ("node has died", "node died", "node was terminated", "node is dead", "node failure", "node has been")
+
+
+@contextlib.contextmanager
+def joined_cluster(address: str | None) -> Iterator[None]:
+    """Joins the Ray cluster at HOST:PORT, or that of the variable RAY_ADDRESS, or one on this machine, or starts one.
+
+    Raises:
+        InputError: if none answers, or a task raised one.
+    """
+    _check_answers(address or os.environ.get("RAY_ADDRESS", ""))
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"no Ray cluster answers ({error}): start one, or leave out --address and RAY_ADDRESS"
+        ) from None
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises :class:`InputError` if nobody listens at HOST:PORT; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error}): start one, or leave out --address and RAY_ADDRESS"
+        ) from None
+
+
+def num_gpus() -> float:
+    """Returns the GPUs of the nodes that are in the cluster now."""
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def num_cpus() -> int:
+    """Returns the CPUs of the nodes that are in the cluster now, at least 1."""
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+
+def object_store_bytes() -> float:
+    """Returns the memory for objects of the node with GPUs (or, if there are none, of the node) that has least."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_gpus = [found for found in resources if found.get("GPU")]
+    stores = [found.get("object_store_memory", 0.0) for found in with_gpus or resources]
+    return min((store for store in stores if store), default=0.0)
+
+
+def is_at_fault(error: RayActorError) -> bool:
+    """Returns whether an actor's death may lie in what it did; not so if its node died or was preempted."""
+    if getattr(error, "preempted", False):
+        return False
+    text = str(error).lower()
+    return not any(words in text for words in _NODE_WORDS)

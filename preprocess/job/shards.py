@@ -1,0 +1,349 @@
+"""A pass over shards: handed out to the workers, watched, handed out again when a worker is lost."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+
+from preprocess.decode import Postponed
+from preprocess.decode_ahead import frame_bytes
+from preprocess.events import Committed, Convicted, Draining, Refused, Retried, Stopped
+from preprocess.job import cluster
+from preprocess.job.patience import patiently
+from preprocess.job.pool import Member, Pool
+from preprocess.messages import ShardNews
+from preprocess.plan import ShardTask
+from preprocess.progress import Phase
+from preprocess.schedule import Schedule, Task
+from preprocess.tally import Tally
+from preprocess.text_plan import TextTask, num_members
+from preprocess.watch import Watch
+from shared.cache.dataset import Cache, CommittedShard
+from shared.cache.fragments import fragment_path, read_fragment, read_record
+from shared.cache.ledger import Refusal, write_ledger
+from shared.cache.rows import Place
+from shared.errors import InputError
+from shared.stores.store import StoreBusyError
+
+TOLD = "the job was told to end"
+"""Why something is pending."""
+_WAIT_SECONDS = 0.5
+_GRACE_SECONDS = 20.0
+"""For shards that run when the job is told to end."""
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class _Run:
+    """A shard that a worker was given."""
+
+    task: Task
+    member: Member
+    text: Member | None = None
+    """While its captions are being embedded: by whom."""
+    embeddings: Any = None
+    """To come."""
+    has_begun: bool = False
+    num_done: int = 0
+    refusals: list[Refusal] = field(default_factory=list)
+    postponed: list[Postponed] = field(default_factory=list)
+    shard: CommittedShard | None = None
+
+    def pending(self) -> dict[str, str]:
+        """Returns the samples that the shard lacks for now, with the reason."""
+        return {sample.sample: sample.reason for sample in self.postponed}
+
+
+class ShardPass:
+    """Encodes tasks into a cache.
+
+    Args:
+        pool: Of workers.
+        cache: Where to.
+        watch: What people and the log see.
+        tally: What the closing report counts.
+        shared: Where texts lie that samples share, by their identities.
+        text_ids: The identities of captions, where samples name shared texts.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        cache: Cache,
+        watch: Watch,
+        tally: Tally,
+        *,
+        shared: Mapping[str, Place] | None = None,
+        text_ids: Mapping[str, str] | None = None,
+    ) -> None:
+        self._pool, self._cache, self._watch, self._tally = pool, cache, watch, tally
+        self._shared, self._text_ids = shared, text_ids or {}
+        self._runs: dict[Any, _Run] = {}
+
+    def run(self, what: str, tasks: Sequence[Task], num_members: int, unit: str) -> list[Postponed]:
+        """Encodes all tasks and returns the samples that could not be had for now.
+
+        Raises:
+            InputError: if a worker finds something that the user must mend, or too much fails in a row.
+        """
+        self._schedule = Schedule(
+            tasks,
+            num_members=num_members,
+            streams=self._pool.config.streams(),
+            num_workers=max(len(self._pool.members), 1),
+        )
+        self._is_of_texts = unit == "text"
+        self._postponed: list[Postponed] = []
+        with self._watch.progress.phase(what, num_members, unit) as phase:
+            self._phase: Phase = phase
+            while not self._schedule.is_over:
+                self._turn()
+        self._follow(self._schedule.finish())
+        self._abandon()
+        self._count_pending()
+        if self._schedule.stopped:
+            raise InputError(self._schedule.stopped)
+        return self._postponed
+
+    def _count_pending(self) -> None:
+        """Counts what is left for a later run, but for single clips, which are tried once more."""
+        rest = self._schedule.num_pending - len(self._postponed)
+        for left in self._schedule.left:
+            self._tally.pending[left.cause] += left.num_members
+            rest -= left.num_members
+        if rest:
+            self._tally.pending[self._schedule.stopped or TOLD] += rest
+
+    def _turn(self) -> None:
+        """Once around: what is due is handed out, what is new is read."""
+        if self._watch.told_to_end and not self._schedule.is_draining:
+            self._schedule.drain(_GRACE_SECONDS)
+            self._watch.log(Draining(seconds=_GRACE_SECONDS))
+        self._pool.grow()
+        self._pool.take_news()
+        self._schedule.num_workers = max(len(self._takers()), 1)
+        while (idle := self._idle()) is not None:
+            task = self._schedule.next(is_idle=not idle.running)
+            if task is None:
+                break
+            self._hand_out(idle, task)
+        waiting = [*self._runs, *self._pool.waiting()]
+        if waiting:
+            ready, _ = ray.wait(waiting, timeout=_WAIT_SECONDS, fetch_local=False)
+            if ready:
+                ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+            for news in ready:
+                if news in self._runs:
+                    self._read(news)
+        else:
+            time.sleep(_WAIT_SECONDS)
+        self._watch.progress.tick()
+
+    def _idle(self) -> Member | None:
+        """Returns the worker that has least to do, if one can take a shard; one on trial has its worker for itself."""
+        free = [
+            member
+            for member in self._takers()
+            if member.has_room(self._pool.decode_bytes) and not any(map(self._schedule.is_on_trial, member.running))
+        ]
+        return min(free, key=lambda member: len(member.running), default=None)
+
+    def _takers(self) -> list[Member]:
+        return self._pool.takers(texts=self._is_of_texts)
+
+    def _hand_out(self, member: Member, task: Task) -> None:
+        run = _Run(task=task, member=member)
+        member.running[task.shard_id] = _frame_bytes(task)
+        if isinstance(task, ShardTask) and member.role == "vae" and self._shared is None:
+            captions = {text for sample in task.samples for text in sample.captions}
+            run.text, figures, run.embeddings = self._pool.embed(captions)
+            self._runs[figures] = run
+        else:
+            self._encode(run)
+
+    def _encode(self, run: _Run) -> None:
+        news = run.member.actor.encode.options(num_returns="streaming").remote(
+            self._cache.url, run.task, self._places(run.task), run.embeddings
+        )
+        run.text = run.embeddings = None
+        self._runs[news] = run
+
+    def _places(self, task: Task) -> dict[str, Place] | None:
+        """Returns where the shared texts of one task lie."""
+        if self._shared is None:
+            return None
+        if isinstance(task, ShardTask):
+            captions = (caption for sample in task.samples for caption in sample.captions)
+            ids = {self._text_ids[caption] for caption in captions if caption in self._text_ids}
+        elif isinstance(task, TextTask):
+            ids = {text.id for sample in task.samples for text in sample.captions}
+        else:
+            ids = set()
+        return {identity: self._shared[identity] for identity in ids}
+
+    def _read(self, reference: Any) -> None:
+        """Reads one piece of news of a shard."""
+        run = self._runs.get(reference)
+        if run is None:  # it went with another shard of its worker
+            return
+        try:
+            if run.text is not None:
+                figures: ShardNews = ray.get(reference)
+                self._tally.num_tokens += figures.num_tokens
+                self._watch.timeline.add(run.text.name, figures.intervals)
+                del self._runs[reference]
+                self._encode(run)
+                return
+            news: ShardNews = ray.get(next(reference))
+        except StopIteration:
+            self._end(reference)
+        except (RayActorError, RayTaskError, ObjectLostError) as error:
+            self._fail(reference, error)
+        else:
+            self._take(run, news)
+
+    def _take(self, run: _Run, news: ShardNews) -> None:
+        run.has_begun |= news.has_begun
+        run.shard = news.shard or run.shard
+        run.refusals += news.refusals
+        run.postponed += news.postponed
+        self._watch.timeline.add(run.member.name, news.intervals)
+        self._tally.num_tokens += news.num_tokens
+        done = news.num_encoded + len(news.refusals) + len(news.postponed)
+        if not isinstance(run.task, ShardTask):
+            done = num_members(run.task) if news.shard else 0
+        run.num_done += done
+        self._phase.add(done)
+
+    def _end(self, reference: Any) -> None:
+        """A shard's worker has said all."""
+        run = self._drop(reference)
+        assert run.shard is not None
+        if not run.shard.created and isinstance(run.task, ShardTask):
+            run.postponed += self._unaccounted(run)
+        self._committed(run, run.shard)
+        self._follow(self._schedule.done(_key(run), num_refused=len(run.refusals), pending=run.pending()))
+
+    def _unaccounted(self, run: _Run) -> list[Postponed]:
+        """Returns the samples of a committed shard that are not in it, and of which no reason is known."""
+        if not isinstance(run.task, ShardTask):
+            return []
+        rows = patiently(lambda: read_fragment(self._cache.store, fragment_path(_key(run))))
+        known = {*rows["sample"].to_pylist(), *(refusal.sample for refusal in run.refusals), *run.pending()}
+        sources = {refusal.source for refusal in run.refusals}
+        return [
+            Postponed(sample=sample.sample, source=sample.source, reason="not_accounted_for", detail="its worker died")
+            for sample in run.task.samples
+            if sample.sample not in known and sample.source not in sources
+        ]
+
+    def _committed(self, run: _Run, shard: CommittedShard) -> None:
+        self._tally.commit(run.task, shard)
+        self._refuse(run.refusals)
+        self._postponed += run.postponed
+        self._watch.log(
+            Committed(
+                key=_key(run),
+                shard=shard.shard,
+                num_members=shard.num_samples,
+                num_bytes=shard.num_bytes,
+                worker=run.member.name,
+                is_created=shard.created,
+            )
+        )
+
+    def _refuse(self, refusals: Sequence[Refusal]) -> None:
+        if refusals:
+            self._tally.refuse(refusals)
+            self._watch.log(Refused(reasons=Counter(refusal.reason for refusal in refusals)))
+
+    def _fail(self, reference: Any, error: RayError) -> None:
+        """A shard came to nothing: by the user, a store in trouble, a lost object, or a worker that died or must go."""
+        run = self._runs[reference]
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, StoreBusyError):
+            self._drop(reference)
+            self._phase.add(-run.num_done)
+            self._follow(self._schedule.failed(_key(run), str(cause)))
+        elif isinstance(cause, InputError):
+            raise cause from None
+        elif isinstance(error, ObjectLostError) or isinstance(cause, ObjectLostError):
+            self._lost(reference, _line(error), at_fault=False)
+        else:  # a GPU that failed, say, fails from now on: such a worker goes, as if it had died
+            guilty = run.text or run.member
+            line = _line(error) if cause is None else f"{type(cause).__name__}: {_line(cause)}"
+            self._watch.lost(guilty.name, guilty.node, line)
+            self._pool.remove(guilty)  # it may only have been out of reach: from here on it is dead
+            at_fault = run.text is None and not (isinstance(error, RayActorError) and not cluster.is_at_fault(error))
+            for other in [other for other, its in self._runs.items() if guilty in (its.member, its.text)]:
+                self._lost(other, line, at_fault=at_fault and (cause is None or other is reference))
+
+    def _lost(self, reference: Any, cause: str, *, at_fault: bool) -> None:
+        run = self._drop(reference)
+        shard = self._found_committed(run.task)
+        if shard is None:
+            self._phase.add(-run.num_done)
+        else:
+            run.postponed += self._unaccounted(run)
+            self._committed(run, shard)
+        self._follow(
+            self._schedule.lost(
+                _key(run),
+                cause,
+                at_fault=at_fault and run.has_begun,
+                is_committed=shard is not None,
+                num_refused=len(run.refusals),
+                pending=run.pending(),
+            )
+        )
+
+    def _found_committed(self, task: Task) -> CommittedShard | None:
+        """Returns what the index says of a shard whose worker died, perhaps after it had committed it."""
+        store = self._cache.store
+        if patiently(lambda: store.size(fragment_path(task.shard_id))) is None:
+            return None
+        record = patiently(lambda: read_record(store, task.shard_id))
+        rows = patiently(lambda: read_fragment(store, fragment_path(task.shard_id)))
+        return CommittedShard(
+            shard=record.get("shard", ""), num_samples=len(rows), num_bytes=record.get("shard_bytes", 0), created=True
+        )
+
+    def _drop(self, reference: Any) -> _Run:
+        run = self._runs.pop(reference)
+        del run.member.running[_key(run)]
+        return run
+
+    def _abandon(self) -> None:
+        """Ends the workers of shards that run on after the grace; what they have not committed is not there."""
+        for run in list(self._runs.values()):
+            self._pool.remove(run.member)
+        for reference in list(self._runs):
+            self._drop(reference)
+
+    def _follow(self, consequences: Sequence[Any]) -> None:
+        for consequence in consequences:
+            self._watch.log(consequence)
+            if isinstance(consequence, Convicted):
+                patiently(partial(write_ledger, self._cache.store, [consequence.refusal]))
+                self._refuse([consequence.refusal])
+                self._phase.add(1)
+            elif isinstance(consequence, Retried):
+                self._tally.num_retries += 1
+            elif isinstance(consequence, Stopped):
+                self._schedule.drain(0.0)
+
+
+def _frame_bytes(task: Task) -> int:
+    return len(task.samples) * frame_bytes(task.bucket) if isinstance(task, ShardTask) else 0
+
+
+def _key(run: _Run) -> str:
+    return run.task.shard_id
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,150 @@
+"""The encoding actor: T5 and the VAE on one GPU, or one of them, or both on a CPU where the cluster has no GPU.
+
+Several shards are at hand at once: while one is being encoded, the next one's clips are being decoded and the one
+before is compressed and committed. The actor holds no CPU of Ray's count: those feed the decoders.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import ray
+
+from preprocess.config import PreprocessConfig
+from preprocess.decode import Postponed
+from preprocess.decode_ahead import DecodeAhead
+from preprocess.job.decoding import explainer, submitter
+from preprocess.messages import Loaded, MicroBatch, Role, ShardNews
+from preprocess.plan import ShardTask
+from preprocess.schedule import Task
+from preprocess.text_plan import SharedTextTask, TextTask
+from shared.cache.dataset import CommittedShard
+from shared.cache.ledger import Refusal
+from shared.cache.rows import Place
+from shared.errors import InputError
+from shared.stores.open import open_store
+from shared.stores.store import Store
+
+if TYPE_CHECKING:
+    from preprocess.encode import Embeddings, Event
+    from preprocess.turns import Turn
+
+LEAST_AT_HAND = 2
+"""Shards: one that is encoded, one whose clips are being decoded."""
+MOST_AT_HAND = 6
+"""Of small shards, as long as the frames that are decoded ahead belong to the first of them."""
+_CALLS_AT_ONCE = MOST_AT_HAND + 2
+_REPORT_SECONDS = 2.0
+
+
+class _Worker:
+    """What runs in the actor. Messages come every two seconds, so that a thousand of them do not flood the driver."""
+
+    def load(
+        self,
+        config: PreprocessConfig,
+        clips_root: str,
+        role: Role,
+        micro_batch: MicroBatch | None,
+        decode_bytes: int,
+        on_gpu: bool,
+    ) -> Loaded:
+        """Loads the encoders and says what they leave in the provenance.
+
+        Args:
+            config: Resolved.
+            clips_root: What the clips' sources are relative to.
+            role: ``both``, ``text`` or ``vae``.
+            micro_batch: Of the cache, if there is one.
+            on_gpu: Whether it was given a GPU.
+            decode_bytes: Frames decoded ahead, at most.
+        """
+        from preprocess.encode import ShardEncoder  # torch is loaded here, not in the driver and the decoders
+        from preprocess.encoders import Encoders
+
+        started = time.monotonic()
+        self._encoders = Encoders(config, role, micro_batch, on_gpu)
+        self._shards = ShardEncoder(self._encoders, config, clips_root)
+        self._ahead = DecodeAhead(
+            submitter(config.decoder, config.decode_timeout), explainer(config.decode_timeout), decode_bytes
+        )
+        self._order = threading.Lock()
+        node = ray.util.get_node_ip_address()
+        return Loaded(provenance=self._encoders.provenance(), node=node, seconds=time.monotonic() - started)
+
+    def check_output(self, output: str, witness: str) -> None:
+        """Raises :class:`InputError` if this node does not see the file that the driver wrote into the cache."""
+        if open_store(output).size(witness) is None:
+            raise InputError(
+                f"--output {output}: node {ray.util.get_node_ip_address()} does not see what the driver wrote "
+                "there: expected a file system that every node shares, or an object store"
+            )
+
+    def encode_null_caption(self, output: str) -> None:
+        """Stores the embedding of the empty caption."""
+        self._encoders.encode_null_caption(open_store(output))
+
+    def embed(self, captions: Sequence[str]) -> "tuple[ShardNews, Embeddings]":
+        """Returns figures and the embeddings of captions, for an actor without T5."""
+        embeddings = self._shards.embed(captions)
+        return self._with_figures(ShardNews()), embeddings
+
+    def encode(
+        self, output: str, task: Task, shared: Mapping[str, Place] | None, embeddings: "Embeddings | None"
+    ) -> Iterator[ShardNews]:
+        """Encodes and commits one shard, and says how it goes."""
+        store = open_store(output)
+        turn = None
+        try:
+            with self._order:  # decoded in the order in which they are encoded
+                turn = self._shards.turns.next()
+                clips = self._ahead.open(task) if isinstance(task, ShardTask) else iter(())
+            if isinstance(task, ShardTask):
+                events = self._shards.encode_shard(store, task, clips, shared, embeddings=embeddings, turn=turn)
+            else:
+                events = self._text_events(store, task, shared, turn)
+            yield from self._reports(events)
+        finally:
+            if turn is not None:
+                turn.give_up()
+
+    def _text_events(
+        self, store: Store, task: TextTask | SharedTextTask, shared: Mapping[str, Place] | None, turn: "Turn"
+    ) -> "Iterator[Event]":
+        from preprocess.encode import Begun
+
+        yield Begun()
+        if isinstance(task, TextTask):
+            yield self._shards.encode_texts(store, task, shared, turn)
+        else:
+            yield self._shards.encode_shared_texts(store, task, turn)
+
+    def _reports(self, events: Iterator["Event"]) -> Iterator[ShardNews]:
+        """Gathers what happens to a shard: a message when it begins, one every two seconds, and one at the end."""
+        from preprocess.encode import Begun
+
+        report, reported = ShardNews(), time.monotonic()
+        for event in events:
+            if isinstance(event, Begun):
+                yield ShardNews(has_begun=True)
+            elif isinstance(event, CommittedShard):
+                report.shard = event
+            elif isinstance(event, Refusal):
+                report.refusals.append(event)
+            elif isinstance(event, Postponed):
+                report.postponed.append(event)
+            else:
+                report.num_encoded += 1
+            if time.monotonic() - reported >= _REPORT_SECONDS:
+                yield self._with_figures(report)
+                report, reported = ShardNews(), time.monotonic()
+        yield self._with_figures(report)
+
+    def _with_figures(self, report: ShardNews) -> ShardNews:
+        report.intervals = self._encoders.busy.take()
+        report.num_tokens = self._encoders.take_tokens()
+        return report
+
+
+Worker = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=_CALLS_AT_ONCE)(_Worker)

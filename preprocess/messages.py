@@ -1,0 +1,57 @@
+"""What a worker tells the driver. Free of torch, which the driver does not load."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from preprocess.decode import Postponed
+from preprocess.timeline import Interval
+from shared.cache.dataset import CommittedShard, Provenance
+from shared.cache.ledger import Refusal
+
+Role = Literal["both", "text", "vae"]
+"""What a worker encodes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """What goes through a VAE at once."""
+
+    frames: int
+    pixels: int | None
+    """Of each of these frames; smaller ones go through in larger numbers. None: as many of any size."""
+
+    @classmethod
+    def of(cls, latent: Mapping[str, Any]) -> "MicroBatch":
+        """Returns that of the provenance of a cache's latents."""
+        return cls(frames=latent["micro_batch"], pixels=latent.get("micro_batch_pixels"))
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardNews:
+    """What happened to a shard since the news before."""
+
+    has_begun: bool = False
+    """Its kernels are being launched: from now on it may be what the worker dies of."""
+    num_encoded: int = 0
+    """Samples or texts."""
+    refusals: list[Refusal] = field(default_factory=list)
+    postponed: list[Postponed] = field(default_factory=list)
+    intervals: list[Interval] = field(default_factory=list)
+    """Of the worker, whatever shard they were about."""
+    num_tokens: int = 0
+    """Text tokens encoded by the worker, padding not counted."""
+    shard: CommittedShard | None = None
+    """In the last of its news."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """A worker has its encoders."""
+
+    provenance: Provenance
+    """Of the streams that it encodes."""
+    node: str
+    """Its address."""
+    seconds: float
+    """Of loading."""
