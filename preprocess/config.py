@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from preprocess.partition import Partition
 from preprocess.report import Limit
 from shared.bucket_presets import parse_buckets
 from shared.cache.layout import LATENT_STREAM, Container, check_text_stream
@@ -133,6 +134,8 @@ class PreprocessConfig:
     """Try samples again that earlier runs refused for these reasons."""
     max_refused: Annotated[str, tyro.conf.arg(metavar="N | P%")] = "100%"
     """Exit with an error if more clips than this are refused."""
+    partition: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    """Take only part I of N of the clips: for the jobs of a job array, which share the cache and no Ray cluster."""
     address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Ray cluster to join."""
     debug: bool = False
@@ -152,6 +155,10 @@ class PreprocessConfig:
         if self.fps is not None and self.frame_interval != 1:
             raise InputError("--fps with --frame-interval: both choose the frames: drop one of the two")
         Limit.parse(self.max_refused)
+        if self.partition is not None:
+            Partition.parse(self.partition)
+            if self.prune:
+                raise InputError("--prune with --partition: a part does not know the other clips: drop one of the two")
         check_text_stream(self.text_stream)
         latent_shape = (1, 1, 1, 1)  # any: that the codecs suit what they are for
         stored_shape(Codec.parse(self.latent_codec), latent_shape)

@@ -112,6 +112,7 @@ def find_work(
             shard_texts=_TEXTS_A_SHARD,
             text_bytes=a_text,
         )
+    is_whole = sources is None and config.partition is None
     return Work(
         stream=config.text_stream,
         share_text=config.share_text,
@@ -127,7 +128,7 @@ def find_work(
         refusals=plan.refusals,
         num_committed=len(samples),
         num_refused_before=plan.num_refused_before,
-        stale=() if probes is None or sources is not None else find_stale(committed, samples, manifest, probes),
+        stale=find_stale(committed, samples, manifest, probes) if probes is not None and is_whole else (),
     )
 
 

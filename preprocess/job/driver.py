@@ -17,6 +17,7 @@ from preprocess.job.probing import ProbingDone, probe_all
 from preprocess.job.shards import TOLD, ShardPass
 from preprocess.job.urls import resolved_url, written_url
 from preprocess.messages import MicroBatch
+from preprocess.partition import Partition
 from preprocess.plan import ShardTasks
 from preprocess.probes import Probes
 from preprocess.report import EARLIER, JobReport, Limit
@@ -83,6 +84,8 @@ class _Job:
         self._manifest = read_manifest(
             self._config.manifest, columns=config.column_mapping(), ignore=config.ignore_columns
         )
+        if config.partition is not None:
+            self._manifest = Partition.parse(config.partition).of(self._manifest)
         check_is_cache_or_empty(open_store(self._config.output))
         self._tally, self._started = Tally(), time.time()
         self._refusals: list[Refusal] = []
