@@ -135,25 +135,25 @@ class ShardEncoder:
                 else:
                     yield Encoded()
 
-        with self._writer(store, task.shard_id, str(task.bucket)) as writer:
-            with turn or self.turns.next():
-                yield Begun()
-                texts = self._texts(captions, shared, embeddings)
-                for _, latent in self._encoders.vae.encode_each(usable.frames()):
-                    sample = usable.pop()
-                    host = _to_host([latent])
-                    finished.append((sample, self._finishers.submit(self._row, sample, task, host, texts)))
-                    yield from outcomes(wait=False)
-                was_halved = self._encoders.has_halved()
-            with self._encoders.busy.measure("commit"):
-                yield from outcomes(wait=True)
+        with turn or self.turns.next():
+            yield Begun()
+            texts = self._texts(captions, shared, embeddings)
+            for _, latent in self._encoders.vae.encode_each(usable.frames()):
+                sample = usable.pop()
+                host = _to_host([latent])
+                finished.append((sample, self._finishers.submit(self._row, sample, task, host, texts)))
+                yield from outcomes(wait=False)
+            was_halved = self._encoders.has_halved()
+        with self._encoders.busy.measure("commit"):
+            yield from outcomes(wait=True)
+            with self._writer(store, task.shard_id, str(task.bucket)) as writer:
                 for row, arrays in rows:
                     writer.add(row, arrays)
                 if was_halved:
                     writer.record("out_of_memory", True)
                 write_ledger(store, refusals)
                 shard = writer.commit()
-            yield shard
+        yield shard
 
     def _row(
         self, sample: SampleTask, task: ShardTask, latent: "_OnHost", texts: "_Texts"

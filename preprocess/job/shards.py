@@ -98,6 +98,7 @@ class ShardPass:
         )
         self._is_of_texts = unit == "text"
         self._postponed: list[Postponed] = []
+        self._error: InputError | None = None
         with self._watch.progress.phase(what, num_members, unit) as phase:
             self._phase: Phase = phase
             while not self._schedule.is_over:
@@ -105,6 +106,8 @@ class ShardPass:
         self._follow(self._schedule.finish())
         self._abandon()
         self._count_pending()
+        if self._error is not None:
+            raise self._error
         if self._schedule.stopped:
             raise InputError(self._schedule.stopped)
         return self._postponed
@@ -269,8 +272,10 @@ class ShardPass:
             self._drop(reference)
             self._phase.add(-run.num_done)
             self._follow(self._schedule.failed(_key(run), str(cause)))
-        elif isinstance(cause, InputError):
-            raise cause from None
+        elif isinstance(cause, InputError):  # the user's: shards that run may end in order, then it is raised
+            self._lost(reference, str(cause), at_fault=False)
+            self._error = self._error or cause
+            self._schedule.drain(_GRACE_SECONDS)
         elif isinstance(error, ObjectLostError) or isinstance(cause, ObjectLostError):
             self._lost(reference, _line(error), at_fault=False)
         else:  # a GPU that failed, say, fails from now on: such a worker goes, as if it had died
