@@ -25,6 +25,7 @@ _MAX_LOAD_DEATHS = 3
 """Workers in a row that die while they load."""
 _NVDEC_SHARE = 0.1
 """Of each GPU, for tasks that use its decoders."""
+_MUST_BE_ON_GPU = {"auto": None, "cuda": True, "cpu": False}
 _OBJECT_SHARE = 0.4
 """Of a node's memory for objects, for frames that are decoded ahead."""
 
@@ -97,7 +98,12 @@ class Pool:
             share *= 1 - _NVDEC_SHARE
         actor = Worker.options(num_gpus=share if self._on_gpu else 0).remote()
         loading = actor.load.remote(
-            self.config, self._clips_root, role, self.micro_batch, self.decode_bytes, self._on_gpu
+            self.config,
+            self._clips_root,
+            role,
+            self.micro_batch,
+            self.decode_bytes,
+            _MUST_BE_ON_GPU[self.config.device],
         )
         taken = {member.name for member in self.members}
         name = next(name for number in count(1) if (name := f"{role}-{number}") not in taken)

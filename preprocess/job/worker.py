@@ -48,7 +48,7 @@ class _Worker:
         role: Role,
         micro_batch: MicroBatch | None,
         decode_bytes: int,
-        on_gpu: bool,
+        on_gpu: bool | None,
     ) -> Loaded:
         """Loads the encoders and says what they leave in the provenance.
 
@@ -57,7 +57,7 @@ class _Worker:
             clips_root: What the clips' sources are relative to.
             role: ``both``, ``text`` or ``vae``.
             micro_batch: Of the cache, if there is one.
-            on_gpu: Whether it was given a GPU.
+            on_gpu: Whether it must encode on a GPU; None: if it finds one.
             decode_bytes: Frames decoded ahead, at most.
         """
         from preprocess.encode import ShardEncoder  # torch is loaded here, not in the driver and the decoders
