@@ -58,7 +58,6 @@ def probe_all(probes: Probes, tasks: ProbeTasks, timeout_seconds: float, watch: 
         tasks: What is to be probed.
         timeout_seconds: For one file.
         watch: For the bar.
-
     """
     queue: deque[ProbeTask] = deque()
     upcoming = iter(tasks)

@@ -239,7 +239,7 @@ class ShardPass:
         known = {*rows["sample"].to_pylist(), *(refusal.sample for refusal in run.refusals), *run.pending()}
         sources = {refusal.source for refusal in run.refusals}
         return [
-            Postponed(sample=sample.sample, source=sample.source, reason="not_accounted_for", detail="its worker died")
+            Postponed(sample=sample.sample, source=sample.source, reason="not_accounted_for", detail="not in its shard")
             for sample in run.task.samples
             if sample.sample not in known and sample.source not in sources
         ]

@@ -67,7 +67,7 @@ def _repeat(url: str, request: Callable[[], Result]) -> Result:
             return request()
         except FileNotFoundError:
             raise MediaError("missing", f"no object {url}") from None
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError) as error:  # the latter for a path that names no repository
             raise MediaError("bad_path", f"{url}: {error}") from None
         except _LIBRARY_ERRORS as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response else None

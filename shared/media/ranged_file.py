@@ -1,6 +1,7 @@
 """Parts of files and of objects as seekable files."""
 
 import io
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -46,9 +47,9 @@ class PartFile(io.RawIOBase):
         self._position += count
         return count
 
+    @abstractmethod
     def _read_into(self, position: int, wanted: memoryview) -> int:
         """Fills the beginning of ``wanted`` with the bytes from a position on; returns how many, at least one."""
-        raise NotImplementedError
 
 
 class FileWindow(PartFile):
