@@ -1,0 +1,39 @@
+# ruff: noqa: F722  (jaxtyping's shapes are not forward references)
+"""LayerNorm with modulation, and gated residuals: what stands between the products of a diffusion transformer.
+
+Modulation is per sample (G = 1) or per frame (G = T).
+
+Letters: B batch, T frames, S tokens of a frame, D width, G groups of frames that share a modulation: 1 or T.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+LAYER_NORM_EPS = 1e-6
+
+
+def norm_modulate(
+    x: Float[Tensor, "B T S D"], shift: Float[Tensor, "B G D"], scale: Float[Tensor, "B G D"]
+) -> Float[Tensor, "B T S D"]:
+    """Returns ``LayerNorm(x) * (1 + scale) + shift``; the norm has no weights and an epsilon of 1e-6."""
+    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS) * (1 + scale[:, :, None]) + shift[:, :, None]
+
+
+def gate_add(
+    x: Float[Tensor, "B T S D"], h: Float[Tensor, "B T S D"], gate: Float[Tensor, "B G D"]
+) -> Float[Tensor, "B T S D"]:
+    """Returns ``x + gate * h``."""
+    return x + gate[:, :, None] * h
+
+
+def gate_add_norm_modulate(
+    x: Float[Tensor, "B T S D"],
+    h: Float[Tensor, "B T S D"],
+    gate: Float[Tensor, "B G D"] | None,
+    shift: Float[Tensor, "B G D"],
+    scale: Float[Tensor, "B G D"],
+) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
+    """Returns the new residual ``x + gate * h`` (``x + h`` without a gate) and its :func:`norm_modulate`."""
+    x = x + h if gate is None else gate_add(x, h, gate)
+    return x, norm_modulate(x, shift, scale)
