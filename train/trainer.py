@@ -76,7 +76,7 @@ class Trainer:
         self._model = STDiT(
             run.model_config,
             attention_backend=config.attention_backend,
-            activation_checkpointing=config.activation_checkpointing,
+            activation_checkpointing="full" if config.activation_checkpointing else "none",
         )
         self._num_parameters = sum(parameter.numel() for parameter in self._model.parameters())
         self._engine: Any = build_engine(self._model, config, ranks.device, ranks.world_size)

@@ -26,7 +26,7 @@ def golden_model(tensors: dict[str, torch.Tensor], config: dict[str, object], **
     return model
 
 
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("backend", [None, "flash", "math"])
 def test_output_and_gradients_agree_with_the_published_model(backend, activation_checkpointing):
     tensors, config = load_golden()

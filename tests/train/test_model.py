@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import InputError
@@ -125,7 +126,7 @@ def test_unknown_models_and_settings_name_the_choices():
 def test_counted_operations_are_those_that_torch_counts(pred_sigma):
     model = small_model(attention_backend="math", pred_sigma=pred_sigma, mlp_ratio=3.0)
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, sdpa_kernel(SDPBackend.MATH):  # which FlopCounterMode counts on every device
         model(torch.randn(1, 4, 3, 4, 6), torch.tensor([5.0]), torch.randn(1, 1, 7, 16))
     counted = stdit_forward_flop(model.config, num_frames=3, frame_tokens=6, caption_tokens=7)
     assert counted == counter.get_total_flops()

@@ -4,6 +4,7 @@ from typing import Any
 
 from shared.errors import InputError
 from train.model.attention import AttentionBackend
+from train.model.checkpointing import ActivationCheckpointing
 from train.model.config import STDiTConfig, config_from_values
 from train.model.stdit import STDiT
 
@@ -29,7 +30,7 @@ def create_model(
     name: str,
     *,
     attention_backend: AttentionBackend | None = None,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: ActivationCheckpointing = "none",
     **overrides: Any,
 ) -> STDiT:
     """Returns the model ``name``, newly initialised.
@@ -37,7 +38,7 @@ def create_model(
     Args:
         name: A key of ``PRESETS``.
         attention_backend: The attention kernel; None chooses by device and shape.
-        activation_checkpointing: Trade computation for memory in training.
+        activation_checkpointing: What the backward pass computes again: ``none``, ``full``, or ``selective``.
         overrides: Settings of :class:`STDiTConfig` that differ from the preset.
 
     Raises:

@@ -1,7 +1,8 @@
 # ruff: noqa: F722  (jaxtyping's shapes are not forward references)
 """The parts of which the diffusion transformers are made. The parameters' names are those of the published weights.
 
-Letters: B batch, N tokens, L caption tokens, D width, H heads.
+Letters: B batch, T frames, S tokens of a frame, L caption tokens, D width, H heads, P head width, V values of a patch,
+G groups of frames that share a modulation (1 or T).
 """
 
 import torch
@@ -10,15 +11,8 @@ from torch import Tensor, nn
 
 from train.model.attention import AttentionBackend, KeyMask, attention
 from train.model.positions import timestep_sinusoid
-
-LAYER_NORM_EPS = 1e-6
-
-
-def modulate(
-    x: Float[Tensor, "B N D"], shift: Float[Tensor, "B 1 D"], scale: Float[Tensor, "B 1 D"]
-) -> Float[Tensor, "B N D"]:
-    """Returns ``x * (1 + scale) + shift``."""
-    return x * (1 + scale) + shift
+from train.ops.modulation import gate_add_norm_modulate
+from train.ops.time_attention import time_attention
 
 
 class Mlp(nn.Module):
@@ -35,7 +29,7 @@ class Mlp(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention among the tokens of each sequence."""
+    """The weights of attention among tokens; who meets whom is the subclasses'."""
 
     def __init__(self, hidden_size: int, num_heads: int, backend: AttentionBackend | None) -> None:
         super().__init__()
@@ -44,10 +38,24 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, H, D/H)
-        q, k, v = qkv.unbind(2)
-        return self.proj(attention(q, k, v, backend=self.backend).flatten(2))
+    def heads(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S 3 H P"]:
+        """Returns queries, keys and values."""
+        return self.qkv(x).unflatten(3, (3, self.num_heads, -1))
+
+
+class SpaceAttention(SelfAttention):
+    """Attention among the tokens of each frame."""
+
+    def forward(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
+        q, k, v = self.heads(x).flatten(0, 1).unbind(2)  # (B*T, S, H, P) each
+        return self.proj(attention(q, k, v, backend=self.backend).reshape(x.shape))
+
+
+class TimeAttention(SelfAttention):
+    """Attention along time among the tokens of each place of the frame."""
+
+    def forward(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
+        return self.proj(time_attention(self.heads(x)).flatten(3))
 
 
 class CrossAttention(nn.Module):
@@ -62,11 +70,11 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, x: Float[Tensor, "B N D"], y: Float[Tensor, "B L D"], keys: KeyMask | None
-    ) -> Float[Tensor, "B N D"]:
-        q = self.q_linear(x).unflatten(2, (self.num_heads, -1))
+        self, x: Float[Tensor, "B T S D"], y: Float[Tensor, "B L D"], keys: KeyMask | None
+    ) -> Float[Tensor, "B T S D"]:
+        q = self.q_linear(x).flatten(1, 2).unflatten(2, (self.num_heads, -1))
         k, v = self.kv_linear(y).unflatten(2, (2, self.num_heads, -1)).unbind(2)
-        return self.proj(attention(q, k, v, keys=keys, backend=self.backend).flatten(2))
+        return self.proj(attention(q, k, v, keys=keys, backend=self.backend).reshape(x.shape))
 
 
 class PatchEmbedding(nn.Module):
@@ -76,8 +84,23 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B N D"]:
-        return self.proj(x).flatten(2).transpose(1, 2)
+    def forward(self, x: Float[Tensor, "B C T*pt H*ph W*pw"]) -> Float[Tensor, "B T S D"]:
+        return self.proj(x).flatten(3).permute(0, 2, 3, 1)
+
+
+def unpatchify(
+    x: Float[Tensor, "B T S V"], grid: tuple[int, int, int], patch_size: tuple[int, int, int]
+) -> Float[Tensor, "B O T*pt H*ph W*pw"]:
+    """Returns the videos of tokens whose values are ordered (patch_t, patch_h, patch_w, O).
+
+    Args:
+        x: Tokens with the values of their patches.
+        grid: Tokens along frames, rows and columns.
+        patch_size: Latent frames, rows and columns of a token.
+    """
+    (t, h, w), (pt, ph, pw) = grid, patch_size
+    x = x.reshape(x.shape[0], t, h, w, pt, ph, pw, -1)
+    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(x.shape[0], -1, t * pt, h * ph, w * pw)
 
 
 class TimestepEmbedder(nn.Module):
@@ -116,10 +139,17 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, patch_values: int) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, elementwise_affine=False)
         self.linear = nn.Linear(hidden_size, patch_values)
         self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
 
-    def forward(self, x: Float[Tensor, "B N D"], t: Float[Tensor, "B D"]) -> Float[Tensor, "B N P"]:
-        shift, scale = (self.scale_shift_table[None] + t[:, None]).chunk(2, dim=1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+    def forward(
+        self,
+        x: Float[Tensor, "B T S D"],
+        h: Float[Tensor, "B T S D"],
+        gate: Float[Tensor, "B G D"],
+        t: Float[Tensor, "B G D"],
+    ) -> Float[Tensor, "B T S V"]:
+        """Returns the values of each token's patch, after adding ``gate * h``, which the last block left to it."""
+        shift, scale = (self.scale_shift_table + t[:, :, None]).unbind(2)
+        _, h = gate_add_norm_modulate(x, h, gate, shift, scale)
+        return self.linear(h)

@@ -7,32 +7,30 @@ hand), the timestep's sinusoid in float32, and no random number is drawn here: w
 Letters: B batch, C channels, T frames, S tokens of a frame, L caption tokens, D width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from shared.errors import InputError
 from train.model.attention import AttentionBackend, KeyMask
+from train.model.checkpointing import ActivationCheckpointing, checkpointed
 from train.model.config import STDiTConfig
 from train.model.layers import (
-    LAYER_NORM_EPS,
     CaptionEmbedder,
     CrossAttention,
     FinalLayer,
     Mlp,
     PatchEmbedding,
-    SelfAttention,
+    SpaceAttention,
+    TimeAttention,
     TimestepEmbedder,
-    modulate,
+    unpatchify,
 )
+from train.model.layout import LayoutFor, TokenLayout, whole_layout
 from train.model.positions import spatial_positions, temporal_positions
-from train.ops.cpu_bfloat16 import checkpoint_contexts
+from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
 
 _KEPT_AS_MADE = ("scale_shift_table", "x_embedder.proj.bias")
 _ZERO_WEIGHTS = ("attn_temp.proj.weight", "cross_attn.proj.weight", "final_layer.linear.weight")
@@ -45,63 +43,58 @@ _NORMAL_WEIGHTS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Modulation:
-    """What the timestep does to one block; each (B, 1, D)."""
-
-    shift_msa: Tensor
-    scale_msa: Tensor
-    gate_msa: Tensor
-    shift_mlp: Tensor
-    scale_mlp: Tensor
-    gate_mlp: Tensor
-
-
 class STDiTBlock(nn.Module):
-    """Space, time, caption, MLP: each added to the tokens, the first two under one gate."""
+    """Space, time, caption, MLP: each added to the tokens, the first two under one gate.
+
+    A block leaves its last addition to the next one, where it is one pass with the norm.
+    """
 
     def __init__(self, config: STDiTConfig, backend: AttentionBackend | None) -> None:
         super().__init__()
         width = config.hidden_size
-        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS, elementwise_affine=False)
-        self.attn = SelfAttention(width, config.num_heads, backend)
-        self.attn_temp = SelfAttention(width, config.num_heads, backend)
+        self.attn = SpaceAttention(width, config.num_heads, backend)
+        self.attn_temp = TimeAttention(width, config.num_heads, backend)
         self.cross_attn = CrossAttention(width, config.num_heads, backend)
-        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS, elementwise_affine=False)
         self.mlp = Mlp(width, config.mlp_size, width)
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
     def forward(
         self,
-        x: Float[Tensor, "B T*S D"],
+        x: Float[Tensor, "B T S D"],
+        h: Float[Tensor, "B T S D"] | None,
+        gate: Float[Tensor, "B 1 D"] | None,
         y: Float[Tensor, "B L D"],
-        t: Float[Tensor, "B 6*D"],
+        t: Float[Tensor, "B 1 6*D"],
         keys: KeyMask | None,
-        num_frames: int,
-        time_positions: Float[Tensor, "1 T D"] | None,
-    ) -> Float[Tensor, "B T*S D"]:
-        table = (self.scale_shift_table[None] + t.unflatten(1, (6, -1))).chunk(6, dim=1)
-        m = Modulation(
-            shift_msa=table[0],
-            scale_msa=table[1],
-            gate_msa=table[2],
-            shift_mlp=table[3],
-            scale_mlp=table[4],
-            gate_mlp=table[5],
-        )
-        B = x.shape[0]
-        h = modulate(self.norm1(x), m.shift_msa, m.scale_msa)
-        h = self.attn(h.unflatten(1, (num_frames, -1)).flatten(0, 1))  # (B*T, S, D)
-        x = x + m.gate_msa * h.unflatten(0, (B, num_frames)).flatten(1, 2)
+        layout: TokenLayout,
+        time_positions: Float[Tensor, "1 T 1 D"] | None,
+    ) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"], Float[Tensor, "B 1 D"]]:
+        """Returns the tokens, and what is still to be added to them with its gate.
 
-        h = x.unflatten(1, (num_frames, -1)).transpose(1, 2).flatten(0, 1)  # (B*S, T, D)
-        if time_positions is not None:
-            h = h + time_positions
-        h = self.attn_temp(h)
-        x = x + m.gate_msa * h.unflatten(0, (B, -1)).transpose(1, 2).flatten(1, 2)
+        Args:
+            x: Tokens.
+            h: What the block before left to be added; None in the first block.
+            gate: Of h.
+            y: Captions.
+            t: The timestep's modulation.
+            keys: Valid caption tokens.
+            layout: Where the tokens lie.
+            time_positions: Added to what attends along time.
+        """
+        modulation = self.scale_shift_table + t.unflatten(2, (6, -1))  # (B, 1, 6, D)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
+        if h is None:
+            h = norm_modulate(x, shift_msa, scale_msa)
+        else:
+            x, h = gate_add_norm_modulate(x, h, gate, shift_msa, scale_msa)
+        x = gate_add(x, layout.along_space(h, self.attn), gate_msa)
 
-        x = x + self.cross_attn(x, y, keys)
-        return x + m.gate_mlp * self.mlp(modulate(self.norm2(x), m.shift_mlp, m.scale_mlp))
+        def along_time(x: Tensor) -> Tensor:
+            return self.attn_temp(x if time_positions is None else x + time_positions)
+
+        x = gate_add(x, layout.along_time(x, along_time), gate_msa)
+        x, h = gate_add_norm_modulate(x, self.cross_attn(x, y, keys), None, shift_mlp, scale_mlp)
+        return x, self.mlp(h), gate_mlp
 
 
 class STDiT(nn.Module):
@@ -110,18 +103,25 @@ class STDiT(nn.Module):
     Args:
         config: The architecture.
         attention_backend: The attention kernel; None chooses by device and shape.
-        activation_checkpointing: Keep the blocks' inputs only and compute the rest again in the backward pass.
+        activation_checkpointing: What blocks keep for the backward pass.
+
+    Attributes:
+        layout_for: Where the tokens of a forward pass lie; set it to spread them over ranks.
     """
+
+    wants_size = False
+    """Whether the forward pass takes ``fps``, ``height`` and ``width``."""
 
     def __init__(
         self,
         config: STDiTConfig,
         *,
         attention_backend: AttentionBackend | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
         super().__init__()
         self.config = config
+        self.layout_for: LayoutFor = whole_layout
         self.activation_checkpointing = activation_checkpointing
         width, patch = config.hidden_size, config.patch_size
         self.x_embedder = PatchEmbedding(config.in_channels, width, patch)
@@ -165,23 +165,18 @@ class STDiT(nn.Module):
         time = temporal_positions(width, frames, self.config.time_scale, device).to(dtype)
         keys = None if mask is None else KeyMask(mask.bool())
 
-        tokens = self.x_embedder(x.to(dtype)).unflatten(1, (frames, -1)) + space[:, None]
-        tokens = tokens.flatten(1, 2)  # (B, T*S, D)
-        t = self.t_embedder(timestep, dtype)
-        t_modulation = self.t_block(t)
+        layout = self.layout_for(x.shape[0], frames, rows * columns)
+        tokens = layout.split(self.x_embedder(x.to(dtype)) + space[:, None])
+        t = self.t_embedder(timestep, dtype)[:, None]
+        modulation = self.t_block(t)
         captions = self.y_embedder(y.squeeze(1).to(dtype), drop_caption)
+        h = gate = None
         for index, block in enumerate(self.blocks):
-            run: Callable[..., Tensor] = block
-            if self.activation_checkpointing:
-                run = partial(checkpoint, block, use_reentrant=False, context_fn=checkpoint_contexts)
-            tokens = run(tokens, captions, t_modulation, keys, frames, time if index == 0 else None)
-        return self._unpatchify(self.final_layer(tokens, t), (frames, rows, columns)).float()
-
-    def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Returns (B, O, T, H, W) from tokens whose values are ordered (patch_t, patch_h, patch_w, O)."""
-        (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
-        x = x.view(-1, t, h, w, pt, ph, pw, self.config.out_channels)
-        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(-1, self.config.out_channels, t * pt, h * ph, w * pw)
+            positions = time[:, :, None] if index == 0 else None
+            run = checkpointed(block, self.activation_checkpointing)
+            tokens, h, gate = run(tokens, h, gate, captions, modulation, keys, layout, positions)
+        values = layout.merge(self.final_layer(tokens, h, gate, t))
+        return unpatchify(values, (frames, rows, columns), self.config.patch_size).float()
 
     def _initialize_weights(self) -> None:
         for name, parameter in self.named_parameters():
