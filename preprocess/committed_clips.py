@@ -3,9 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
-from preprocess.probe_parts import clip_keys
 from shared.cache.committed import CommittedSamples
 from shared.cache.identity import identity_texts
+from shared.clips.probe_parts import clip_keys
 from shared.fingerprints import Lookup, fingerprints
 from shared.media.manifest import Manifest
 from shared.windows import Integers

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from preprocess.decode import Frames
-from preprocess.plan import SampleTask, ShardTask
+from shared.clips.decode import Frames
+from shared.clips.plan import SampleTask, ShardTask
 from shared.spec import Bucket
 
 _TASK_BYTES = 64 << 20

@@ -6,11 +6,11 @@ Nothing is loaded but the models' configuration files, and nothing is written bu
 from collections.abc import Sequence
 
 from preprocess.config import PreprocessConfig
-from preprocess.sizes import latent_bytes, text_bytes
 from preprocess.work import Work
 from shared.cache.dataset import Cache, Provenance
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM
 from shared.cache.schema import FORMAT_VERSION
+from shared.clips.sizes import latent_bytes, text_bytes
 from shared.costs import MEASURED_GPU, VAE_RATES, EncodeRate, gpu_seconds, t5_rate
 from shared.stores.open import open_store
 

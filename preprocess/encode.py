@@ -17,10 +17,8 @@ import numpy as np
 import torch
 
 from preprocess.config import PreprocessConfig
-from preprocess.decode import Frames, Postponed, refuse
 from preprocess.encoders import Encoders
-from preprocess.plan import SampleTask, ShardTask
-from preprocess.text_plan import Caption, SharedTextTask, TextTask, identify
+from preprocess.text_plan import SharedTextTask, TextTask
 from preprocess.turns import Turn, Turns
 from shared.cache.commit import ShardWriter, commit_rows
 from shared.cache.dataset import CommittedShard
@@ -29,6 +27,9 @@ from shared.cache.ledger import Refusal, write_ledger
 from shared.cache.rows import Place, Row, Sample, Text, sample_row, shared_text_row, text_row
 from shared.cache.schema import rows_table
 from shared.cache.shard_file import StoredArray
+from shared.clips.decode import Frames, Postponed, refuse
+from shared.clips.plan import SampleTask, ShardTask
+from shared.clips.texts import Caption, identify
 from shared.encoders.captions import clean_caption
 from shared.errors import InputError
 from shared.stores.store import Store

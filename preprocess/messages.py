@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from preprocess.decode import Postponed
 from preprocess.timeline import Interval
 from shared.cache.dataset import CommittedShard, Provenance
 from shared.cache.ledger import Refusal
+from shared.clips.decode import Postponed
 
 Role = Literal["both", "text", "vae"]
 """What a worker encodes."""

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from preprocess.events import Consequence, Convicted, Halved, LeftPending, Retried, Stopped
-from preprocess.plan import SampleTask, ShardTask
 from preprocess.text_plan import SharedTextTask, TextTask, num_members
 from shared.cache.identity import shard_id
 from shared.cache.ledger import Refusal
+from shared.clips.plan import SampleTask, ShardTask
 
 Task = ShardTask | TextTask | SharedTextTask
 

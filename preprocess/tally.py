@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from preprocess.plan import ShardTask
 from preprocess.schedule import Task
 from preprocess.text_plan import TextTask
 from shared.cache.dataset import CommittedShard
 from shared.cache.ledger import Refusal
+from shared.clips.plan import ShardTask
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,23 +9,16 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.plan import chunk_bounds
 from shared.cache.committed import CommittedSamples, caption_sums
-from shared.cache.identity import identity_texts, shard_id, text_id
+from shared.cache.identity import identity_texts, shard_id
+from shared.clips.plan import chunk_bounds
+from shared.clips.texts import Caption, identify
 from shared.media.manifest import Manifest
 from shared.windows import Integers
 
 Item = TypeVar("Item")
 
 _ROWS_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Caption:
-    """A caption as the manifest gives it, and the identity of its cleaned text."""
-
-    caption: str
-    id: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,15 +49,6 @@ class SharedTextTask:
 def num_members(task: TextTask | SharedTextTask) -> int:
     """Returns how many samples or texts a task is about."""
     return len(task.samples) if isinstance(task, TextTask) else len(task.captions)
-
-
-def identify(captions: Iterable[str], clean: Callable[[str], str]) -> tuple[Caption, ...]:
-    """Returns the captions of which cleaning leaves something, each distinct text once."""
-    by_id: dict[str, str] = {}
-    for caption in captions:
-        if cleaned := clean(caption):
-            by_id.setdefault(text_id(cleaned), caption)
-    return tuple(Caption(caption=caption, id=identity) for identity, caption in by_id.items())
 
 
 def changed_texts(

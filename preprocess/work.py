@@ -8,25 +8,25 @@ import pyarrow.compute as pc
 
 from preprocess.committed_clips import find_stale, known_clips
 from preprocess.config import PreprocessConfig
-from preprocess.plan import Plan, PlanOptions, ShardTasks, make_plan
-from preprocess.probes import rows_of_sources
-from preprocess.refusals import Refusals
-from preprocess.sizes import sample_bytes, shard_samples, text_bytes
 from preprocess.text_plan import (
     SharedTextTask,
     TextTask,
     changed_texts,
-    identify,
     shared_text_tasks,
     text_tasks,
 )
 from shared.cache.committed import read_committed
-from shared.cache.dataset import Cache, Provenance
+from shared.cache.dataset import Cache
 from shared.cache.resolve import sample_numbers
+from shared.clips.plan import Plan, ShardTasks, make_plan
+from shared.clips.plan_options import plan_options
+from shared.clips.probes import rows_of_sources
+from shared.clips.refusals import Refusals
+from shared.clips.sizes import text_bytes
+from shared.clips.texts import identify
 from shared.encoders.captions import clean_caption
 from shared.fingerprints import Lookup
 from shared.media.manifest import Manifest
-from shared.windows import Sampling
 
 _TEXTS_A_SHARD = 512
 
@@ -69,7 +69,7 @@ def find_work(
     Args:
         config: The job's options, resolved.
         manifest: What it reads.
-        probes: Of its clips, see ``preprocess.probes.Probes.table_for``; None if only texts are encoded.
+        probes: Of its clips, see ``shared.clips.probes.Probes.table_for``; None if only texts are encoded.
         cache: Opened by this job's provenance.
         sources: If only the clips of these are looked at: those that were probed anew, as decoding disagreed with what
             their probes said. Nothing is stale then.
@@ -129,26 +129,6 @@ def find_work(
         num_committed=len(samples),
         num_refused_before=plan.num_refused_before,
         stale=find_stale(committed, samples, manifest, probes) if probes is not None and is_whole else (),
-    )
-
-
-def plan_options(config: PreprocessConfig, provenance: Provenance) -> PlanOptions:
-    """Returns what of a job's options decides its plan.
-
-    Args:
-        config: The job's options.
-        provenance: Of its streams, as far as shapes need it: what ``VaeGeometry.recorded`` reads; ``max_tokens`` and
-            ``text_channels``.
-    """
-    return PlanOptions(
-        buckets=config.parsed_buckets(),
-        buckets_per_clip=config.buckets_per_clip,
-        sampling=Sampling(frame_interval=config.frame_interval, fps=config.fps),
-        windows_per_clip=config.windows_per_clip,
-        flip=config.flip,
-        shard_samples=lambda bucket: shard_samples(config, bucket, provenance),
-        sample_bytes=lambda bucket, num_captions: sample_bytes(config, bucket, num_captions, provenance),
-        streams=config.streams(),
     )
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from preprocess.decode import Decoder, Frames, decode_samples, postpone, refuse
 from preprocess.decode_ahead import Pending, TaskDiedError
 from preprocess.job.cluster import LOSSES, TASK_FAILURES
-from preprocess.plan import SampleTask
+from shared.clips.decode import Decoder, Frames, decode_samples, postpone, refuse
+from shared.clips.plan import SampleTask
 from shared.errors import InputError
 from shared.spec import Bucket
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from preprocess.config import PreprocessConfig
-from preprocess.decode import MENDABLE, OUTDATED, Postponed
 from preprocess.dry_run import cache_to_plan, dry_run
 from preprocess.events import Ended, Planned, Started
 from preprocess.job import cluster
@@ -18,8 +17,6 @@ from preprocess.job.shards import TOLD, ShardPass
 from preprocess.job.urls import resolved_url, written_url
 from preprocess.messages import MicroBatch
 from preprocess.partition import Partition
-from preprocess.plan import ShardTasks
-from preprocess.probes import Probes
 from preprocess.report import EARLIER, JobReport, Limit
 from preprocess.run_folder import RunFolder
 from preprocess.summary import SUMMARY_FILE, library_versions, summary_json
@@ -34,6 +31,9 @@ from shared.cache.layout import DATASET_FILE, LATENT_STREAM, PROBE_FOLDER
 from shared.cache.ledger import Refusal, write_ledger
 from shared.cache.removal import remove_samples
 from shared.cache.rows import Place
+from shared.clips.decode import MENDABLE, OUTDATED, Postponed
+from shared.clips.plan import ShardTasks
+from shared.clips.probes import Probes
 from shared.errors import InputError
 from shared.media.manifest import read_manifest
 from shared.stores.open import open_store

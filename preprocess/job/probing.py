@@ -9,13 +9,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from preprocess.deadline import deadline
 from preprocess.job import cluster
 from preprocess.job.dashboard import Dashboard
 from preprocess.job.urls import resolved_url, written_url
 from preprocess.probe import ProbeConfig, ProbeReport
-from preprocess.probes import FileToProbe, ProbedClip, Probes, ProbeTask, ProbeTasks, probe_file, refused_file
 from preprocess.watch import Watch
+from shared.clips.deadline import deadline
+from shared.clips.probes import FileToProbe, ProbedClip, Probes, ProbeTask, ProbeTasks, probe_file, refused_file
 from shared.media.manifest import parse_mapping, read_manifest
 from shared.stores.open import open_store
 

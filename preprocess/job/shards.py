@@ -10,14 +10,12 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
-from preprocess.decode import Postponed
 from preprocess.decode_ahead import frame_bytes
 from preprocess.events import Committed, Convicted, Draining, Refused, Retried, Stopped
 from preprocess.job import cluster
 from preprocess.job.patience import patiently
 from preprocess.job.pool import Member, Pool
 from preprocess.messages import ShardNews
-from preprocess.plan import ShardTask
 from preprocess.progress import Phase
 from preprocess.schedule import Schedule, Task
 from preprocess.tally import Tally
@@ -27,6 +25,8 @@ from shared.cache.dataset import Cache, CommittedShard
 from shared.cache.fragments import fragment_path, read_fragment, read_record
 from shared.cache.ledger import Refusal, write_ledger
 from shared.cache.rows import Place
+from shared.clips.decode import Postponed
+from shared.clips.plan import ShardTask
 from shared.errors import InputError
 from shared.stores.store import StoreBusyError
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import ray
 
 from preprocess.config import PreprocessConfig
-from preprocess.decode import Postponed
 from preprocess.decode_ahead import DecodeAhead
 from preprocess.job.decoding import explainer, submitter
 from preprocess.messages import Loaded, MicroBatch, Role, ShardNews
-from preprocess.plan import ShardTask
 from preprocess.schedule import Task
 from preprocess.text_plan import SharedTextTask, TextTask
 from shared.cache.dataset import CommittedShard
 from shared.cache.ledger import Refusal
 from shared.cache.rows import Place
+from shared.clips.decode import Postponed
+from shared.clips.plan import ShardTask
 from shared.errors import InputError
 from shared.stores.open import open_store
 from shared.stores.store import Store

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.plan import PlanOptions, ShardTask, make_plan
-from preprocess.probes import Probes, probe_file
 from shared.cache.committed import Removed
+from shared.clips.plan import PlanOptions, ShardTask, make_plan
+from shared.clips.probes import Probes, probe_file
 from shared.fingerprints import Lookup
 from shared.media.manifest import read_manifest
 from shared.spec import Bucket

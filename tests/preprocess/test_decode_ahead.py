@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from preprocess.decode import Frames, Postponed, postpone, refuse
 from preprocess.decode_ahead import DecodeAhead, Pending, TaskDiedError, frame_bytes
-from preprocess.plan import SampleTask, ShardTask
 from shared.cache.ledger import Refusal
+from shared.clips.decode import Frames, Postponed, postpone, refuse
+from shared.clips.plan import SampleTask, ShardTask
 from shared.media.clip import Media, Window
 from shared.spec import Bucket
 

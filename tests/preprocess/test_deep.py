@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from preprocess.config import PreprocessConfig
-from preprocess.decode import decode_sample
 from preprocess.deep import encode_again, latent_tolerance, text_tolerance
 from preprocess.encoders import Encoders
 from preprocess.originals import Originals
-from preprocess.plan import ShardTask
-from preprocess.text_plan import identify
 from shared.cache.commit import ShardWriter
 from shared.cache.dataset import Cache
 from shared.cache.identity import shard_id
 from shared.cache.rows import Sample, Text, sample_row
+from shared.clips.decode import decode_sample
+from shared.clips.plan import ShardTask
+from shared.clips.texts import identify
 from shared.codec import Codec
 from shared.errors import InputError
 from shared.spec import Bucket

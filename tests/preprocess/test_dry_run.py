@@ -11,7 +11,7 @@ from preprocess.work import find_work
 from shared.cache.dataset import Cache
 from shared.costs import VAE_RATES, gpu_seconds, t5_rate
 from shared.errors import InputError
-from tests.preprocess.planning import PROVENANCE, ClipOfTest, add_committed, clip, manifest_of, probes_of
+from tests.shared.clips.planning import PROVENANCE, ClipOfTest, add_committed, clip, manifest_of, probes_of
 
 CLIPS = [
     clip("a", num_frames=100),

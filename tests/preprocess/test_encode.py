@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from preprocess.config import PreprocessConfig
-from preprocess.decode import Frames, Postponed, decode_sample
 from preprocess.encode import Begun, Encoded, ShardEncoder
 from preprocess.encoders import Encoders
-from preprocess.plan import ShardTask
 from shared.cache.dataset import Cache, CommittedShard
 from shared.cache.ledger import Refusal
 from shared.cache.reader import StreamReader
+from shared.clips.decode import Frames, Postponed, decode_sample
+from shared.clips.plan import ShardTask
 from shared.errors import InputError
 from shared.media.clip import Media
 from shared.spec import Bucket

@@ -5,7 +5,7 @@ import pytest
 from preprocess.partition import Partition
 from shared.errors import InputError
 from shared.media.clip import TimeRange
-from tests.preprocess.planning import clip, manifest_of
+from tests.shared.clips.planning import clip, manifest_of
 
 
 def test_parts_hold_every_clip_once_and_all_ranges_of_a_file_together() -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from preprocess.events import Convicted, Halved, LeftPending, Retried, Stopped
-from preprocess.plan import SampleTask, ShardTask
 from preprocess.schedule import MAX_ATTEMPTS, MAX_NODE_LOSSES, Schedule, Task
-from preprocess.text_plan import Caption, SharedTextTask
+from preprocess.text_plan import SharedTextTask
 from shared.cache.identity import shard_id
+from shared.clips.plan import SampleTask, ShardTask
+from shared.clips.texts import Caption
 from shared.spec import Bucket
 
 BUCKET = Bucket(16, 256, 256)

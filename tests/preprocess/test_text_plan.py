@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from preprocess.text_plan import Caption, SampleTexts, changed_texts, identify, shared_text_tasks, text_tasks
+from preprocess.text_plan import SampleTexts, changed_texts, shared_text_tasks, text_tasks
 from shared.cache.committed import CommittedSamples, CommittedTexts, Removed, caption_sums
 from shared.cache.dataset import Cache
 from shared.cache.identity import identity_numbers, text_id
 from shared.cache.live import find_live
+from shared.clips.texts import Caption, identify
 from shared.fingerprints import Lookup
-from tests.preprocess.planning import PROVENANCE, clip, manifest_of
+from tests.shared.clips.planning import PROVENANCE, clip, manifest_of
 
 Known = tuple[Sequence[str], int, int]
 """Captions, generation of the latent, generation of the texts."""

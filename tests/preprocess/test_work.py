@@ -13,7 +13,7 @@ from shared.cache.ledger import Refusal, write_ledger
 from shared.cache.removal import remove_samples
 from shared.errors import InputError
 from shared.media.clip import TimeRange
-from tests.preprocess.planning import PROVENANCE, ClipOfTest, add_committed, clip, manifest_of, probes_of
+from tests.shared.clips.planning import PROVENANCE, ClipOfTest, add_committed, clip, manifest_of, probes_of
 
 CLIPS = [clip("a"), clip("b", captions=("One", "two")), clip("c"), clip("c", time_range=TimeRange(start=1.0))]
 

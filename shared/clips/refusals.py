@@ -7,8 +7,8 @@ from typing import overload
 
 import numpy as np
 
-from preprocess.samples import SampleMaker
 from shared.cache.ledger import Refusal
+from shared.clips.samples import SampleMaker
 from shared.spec import Bucket
 from shared.windows import Integers
 

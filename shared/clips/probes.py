@@ -2,7 +2,7 @@
 
 A row says of a clip what was found where its media lay. Two data sets may have clips of equal names, so it says nothing
 of a clip that lies elsewhere; only, if that is a file of the same version, the clip is not probed anew. Of several rows
-of one clip and place the one of the highest sequence number counts. ``preprocess.probe_parts`` keeps the files.
+of one clip and place the one of the highest sequence number counts. ``shared.clips.probe_parts`` keeps the files.
 
 Clips that cannot be used have rows too, with the reason, if it lasts: what may pass, such as a lost connection or a
 missing file, is not stored.
@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.probe_parts import SCHEMA, ProbeParts, clip_keys, place_keys
-from preprocess.probe_rows import ProbeRows
+from shared.clips.probe_parts import SCHEMA, ProbeParts, clip_keys, place_keys
+from shared.clips.probe_rows import ProbeRows
 from shared.fingerprints import Lookup, Numbers, fingerprints
 from shared.media.clip import Media, TimeRange
 from shared.media.manifest import Manifest

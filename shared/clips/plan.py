@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from preprocess.refusals import Refusals
-from preprocess.samples import BucketSamples, SampleMaker, Variant, find_samples
 from shared.bucketing import PerClip
 from shared.cache.committed import Removed
 from shared.cache.identity import identity_texts, shard_id
+from shared.clips.refusals import Refusals
+from shared.clips.samples import BucketSamples, SampleMaker, Variant, find_samples
 from shared.fingerprints import Lookup
 from shared.media.clip import Media, TimeRange, Value, Window
 from shared.media.manifest import Manifest
@@ -239,7 +239,7 @@ def make_plan(
 
     Args:
         manifest: Whose order is that of samples in shards.
-        probes: Of its rows, see ``preprocess.probes.Probes.table_for``; those that are not probed wait.
+        probes: Of its rows, see ``shared.clips.probes.Probes.table_for``; those that are not probed wait.
         options: What is wanted.
         committed: Identities of the samples that are in the cache.
         removed: Samples that were removed once.

@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.probes import FileToProbe, ProbedClip, Probes, ProbeTask, probe_file, refused_file
+from shared.clips.probes import FileToProbe, ProbedClip, Probes, ProbeTask, probe_file, refused_file
 from shared.errors import InputError
 from shared.media.clip import Clip, Media, TimeRange
 from shared.media.manifest import Manifest
 from shared.stores.local import LocalStore
 from shared.stores.store import Entry
-from tests.preprocess.planning import clip, manifest_of, probed
+from tests.shared.clips.planning import clip, manifest_of, probed
 
 FIRST, SECOND = TimeRange(start=0.0, end=1.0), TimeRange(start=1.0)
 
@@ -287,7 +287,7 @@ def test_a_data_set_that_moved_keeps_its_probes_and_is_looked_at_once(
     run(probes, probes.missing(videos_of(videos)))
     before = probes.table_for(videos_of(videos))
     shutil.copytree(videos, tmp_path / "moved", copy_function=shutil.copyfile)
-    monkeypatch.setattr("preprocess.probes.probe", None)
+    monkeypatch.setattr("shared.clips.probes.probe", None)
     assert len(run(probes, probes.missing(moved))) == 2
     assert probes.table_for(moved) == before
     assert named(opened(tmp_path / "probes").missing(moved)) == []
@@ -302,7 +302,7 @@ def test_clips_that_were_probed_before_places_were_kept_are_looked_at_once(
     before = probes.table_for(manifest)
     (path,) = parts(folder)
     pq.write_table(pq.read_table(path).drop_columns("url"), path)
-    monkeypatch.setattr("preprocess.probes.probe", None)
+    monkeypatch.setattr("shared.clips.probes.probe", None)
     assert len(run(probes, opened(folder).missing(manifest))) == 2
     assert opened(folder).table_for(manifest) == before
     assert named(opened(folder).missing(manifest)) == []

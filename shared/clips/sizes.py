@@ -1,15 +1,15 @@
 """Bytes of samples and shards, from a cache's provenance. Pure."""
 
-from preprocess.config import PreprocessConfig
 from shared.cache.dataset import Provenance
 from shared.cache.layout import LATENT_STREAM
+from shared.clips.options import EncodingOptions
 from shared.codec import raw_bytes
 from shared.errors import InputError
 from shared.shard_size import most_samples_a_shard, samples_a_shard
 from shared.spec import Bucket, VaeGeometry, latent_shape
 
 
-def latent_bytes(config: PreprocessConfig, bucket: Bucket, provenance: Provenance) -> int:
+def latent_bytes(config: EncodingOptions, bucket: Bucket, provenance: Provenance) -> int:
     """Returns the bytes of a latent before entropy coding.
 
     Raises:
@@ -20,19 +20,19 @@ def latent_bytes(config: PreprocessConfig, bucket: Bucket, provenance: Provenanc
     return raw_bytes(config.codecs()[LATENT_STREAM], (stored, *rest))
 
 
-def text_bytes(config: PreprocessConfig, provenance: Provenance) -> int:
+def text_bytes(config: EncodingOptions, provenance: Provenance) -> int:
     """Returns the bytes of a caption's embedding before entropy coding, if it has all tokens."""
     text = provenance[config.text_stream]
     return raw_bytes(config.codecs()[config.text_stream], (text["max_tokens"], text["text_channels"]))
 
 
-def sample_bytes(config: PreprocessConfig, bucket: Bucket, num_captions: int, provenance: Provenance) -> int:
+def sample_bytes(config: EncodingOptions, bucket: Bucket, num_captions: int, provenance: Provenance) -> int:
     """Returns the bytes of a sample before entropy coding, its texts of all their tokens if they are not shared."""
     texts = 0 if config.share_text else num_captions * text_bytes(config, provenance)
     return latent_bytes(config, bucket, provenance) + texts
 
 
-def shard_samples(config: PreprocessConfig, bucket: Bucket, provenance: Provenance) -> int:
+def shard_samples(config: EncodingOptions, bucket: Bucket, provenance: Provenance) -> int:
     """Returns how many samples of a bucket a shard has at most.
 
     Raises:

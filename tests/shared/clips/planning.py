@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from preprocess.plan import ShardTask
-from preprocess.probes import ProbedClip, Probes
 from shared.cache.commit import ShardWriter
 from shared.cache.dataset import Cache, Provenance
 from shared.cache.identity import text_id
 from shared.cache.rows import Sample, Text, sample_row
+from shared.clips.plan import ShardTask
+from shared.clips.probes import ProbedClip, Probes
 from shared.codec import Codec
 from shared.media.clip import Clip, Media, TimeRange, Value
 from shared.media.manifest import Manifest, RefusedRow

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from preprocess.deadline import deadline
-from preprocess.plan import SampleTask
 from shared.cache.ledger import Refusal
+from shared.clips.deadline import deadline
+from shared.clips.plan import SampleTask
 from shared.media.refusal import MediaError
 from shared.media.video import decode_window
 from shared.redaction import without_credentials

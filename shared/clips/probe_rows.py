@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.probe_parts import ProbeParts, clip_keys, place_keys, schema_of
+from shared.clips.probe_parts import ProbeParts, clip_keys, place_keys, schema_of
 from shared.fingerprints import Lookup, Numbers
 from shared.windows import Integers
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.samples import SampleMaker, find_samples
+from shared.clips.samples import SampleMaker, find_samples
 from shared.spec import Bucket
 from shared.windows import Sampling
-from tests.preprocess.planning import clip, manifest_of, probes_of
+from tests.shared.clips.planning import clip, manifest_of, probes_of
 
 
 @pytest.mark.parametrize("seconds", [1e3, 1e9, 1e15])

@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from preprocess.plan import BucketTotals, Plan, PlanOptions, SampleTask, make_plan
-from preprocess.probe_parts import SCHEMA
 from shared.bucket_presets import parse_buckets
 from shared.bucketing import PerClip
 from shared.cache.committed import Removed
 from shared.cache.identity import identity_numbers, latent_id
+from shared.clips.plan import BucketTotals, Plan, PlanOptions, SampleTask, make_plan
+from shared.clips.probe_parts import SCHEMA
 from shared.fingerprints import Lookup
 from shared.media.clip import TimeRange, Window
 from shared.media.manifest import Manifest
 from shared.spec import Bucket
 from shared.windows import Sampling
-from tests.preprocess.planning import ClipOfTest, clip, manifest_of, probes_of
+from tests.shared.clips.planning import ClipOfTest, clip, manifest_of, probes_of
 
 WIDE, SQUARE, SMALL, STILL = Bucket(16, 256, 448), Bucket(16, 256, 256), Bucket(8, 64, 64), Bucket(1, 64, 64)
 

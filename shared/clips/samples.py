@@ -90,7 +90,7 @@ class SampleMaker:
 
     Args:
         manifest: N clips.
-        probes: (N rows), see ``preprocess.probes.Probes.table_for``.
+        probes: (N rows), see ``shared.clips.probes.Probes.table_for``.
         sampling: How frames are taken.
     """
 
