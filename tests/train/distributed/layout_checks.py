@@ -1,0 +1,103 @@
+"""Checks of the layouts alone, against one process that has all tokens: values, gradients, weights' gradients."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.errors import InputError
+from train.model.layout import LayoutFor, whole_layout
+from train.parallel.ranks import Ranks
+from train.parallel.sequence import FramesLayout, PlacesLayout, SequenceParallel
+
+WIDTH, HEADS = 12, 3
+SIZES = (
+    (2, 4, 6),  # all divisible
+    (2, 5, 7),  # nothing divisible
+    (1, 3, 1),  # one place: some rank has nothing along time
+    (1, 1, 5),  # an image alone: some rank has no frame within space
+    (3, 1, 4),  # images
+    (2, 3, 8),  # places spread, frames would leave more idle
+)
+
+
+class Mixer(nn.Module):
+    """Every operation of a layout once, each with weights of its own, and some outside of the spread part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after, self.frames = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.space, self.time, self.qkv = (nn.Linear(WIDTH, 3 * WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor, frame_values: Tensor, layout_for: LayoutFor) -> Tensor:
+        layout = layout_for(*x.shape[:3])
+        x = layout.split(self.before(x))
+        x = x * (1 + layout.split_frames(self.frames(frame_values))[:, :, None])
+        x = x + layout.along_space(x, lambda t: _attend(self.space(t), 2))
+        x = x + layout.along_time(x, lambda t: _attend(self.time(t), 1))
+        q, k, v = self.qkv(x).unflatten(3, (3, HEADS, -1)).unbind(3)
+        x = x + layout.along_all(q, k, v, _attend_heads).flatten(3)
+        return self.after(layout.merge(x))
+
+
+def _attend(qkv: Tensor, dim: int) -> Tensor:
+    q, k, v = (t.movedim(dim, -2) for t in qkv.chunk(3, -1))
+    return F.scaled_dot_product_attention(q, k, v).movedim(-2, dim)
+
+
+def _attend_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _results(layout_for: LayoutFor, size: tuple[int, int, int], device: torch.device) -> dict[str, Tensor]:
+    """Returns output and gradients, those of weights as the mean over the ranks, as an engine takes it."""
+    torch.manual_seed(sum(size))
+    model = Mixer().to(device, torch.float64)
+    x = torch.randn(*size, WIDTH, dtype=torch.float64).to(device).requires_grad_()
+    frame_values = torch.randn(*size[:2], WIDTH, dtype=torch.float64).to(device).requires_grad_()
+    target = torch.randn(*size, WIDTH, dtype=torch.float64).to(device)
+    out = model(x, frame_values, layout_for)
+    (out - target).square().mean().backward()
+    gradients = {"x": x.grad, "frame_values": frame_values.grad} | {n: p.grad for n, p in model.named_parameters()}
+    for gradient in gradients.values():
+        assert gradient is not None
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+    return {"out": out.detach()} | gradients  # type: ignore[return-value]
+
+
+def layouts_change_no_value_and_no_gradient(ranks: Ranks, _folder: Path) -> None:
+    parallel = SequenceParallel(ranks.world_size)
+    kinds = set()
+    for size in SIZES:
+        if max(size[1:]) < ranks.world_size or ranks.world_size > HEADS:
+            continue
+        kinds.add(type(parallel.layout_for(*size)))
+        expected, found = (_results(layout, size, ranks.device) for layout in (whole_layout, parallel.layout_for))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-10, rtol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+    assert kinds == {FramesLayout, PlacesLayout}
+
+
+def what_cannot_be_spread_is_told(ranks: Ranks, _folder: Path) -> None:
+    for call, message in (
+        (lambda: SequenceParallel(ranks.world_size + 1), f"does not divide the {ranks.world_size} ranks: use 1 or"),
+        (lambda: SequenceParallel(ranks.world_size).layout_for(5, 1, 1), "cannot spread 1 frames of 1 tokens"),
+        (lambda: _one_head(ranks), "this model has 1: use at most 1"),
+    ):
+        try:
+            call()
+        except InputError as error:
+            assert message in str(error), error
+        else:
+            raise AssertionError(message)
+
+
+def _one_head(ranks: Ranks) -> None:
+    x = torch.zeros(1, ranks.world_size, 1, 1, 8, device=ranks.device)
+    layout = SequenceParallel(ranks.world_size).layout_for(1, ranks.world_size, 1)
+    part = layout.split(x.flatten(3)).unflatten(3, (1, 8))
+    layout.along_all(part, part, part, _attend_heads)

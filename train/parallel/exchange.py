@@ -1,0 +1,142 @@
+"""The collectives of sequence parallelism, right in both directions.
+
+Parts may be of unequal sizes, so nothing is ever padded: where a size does not divide, some ranks hold one more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def part_sizes(total: int, num_parts: int) -> tuple[int, ...]:
+    """Returns the sizes of the parts of ``total`` things: they differ by at most one, the larger come first."""
+    return tuple(total // num_parts + (part < total % num_parts) for part in range(num_parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The ranks that share the tokens of the same samples."""
+
+    handle: dist.ProcessGroup | None
+    rank: int
+    """This process's, from 0."""
+    size: int
+
+    def part(self, total: int) -> slice:
+        """Returns this rank's part of ``total`` things."""
+        sizes = part_sizes(total, self.size)
+        start = sum(sizes[: self.rank])
+        return slice(start, start + sizes[self.rank])
+
+
+def exchange(x: Tensor, group: Group, *, scatter: int, gather: int, gathered: int) -> Tensor:
+    """Returns x with another dimension spread over the ranks, by one all-to-all. Its gradient goes the way back.
+
+    Args:
+        x: Whole along ``scatter``; along ``gather`` this rank's part.
+        group: All of its ranks call it.
+        scatter: The dimension that is to be spread.
+        gather: The dimension that is to be whole.
+        gathered: Its whole size.
+    """
+    out: Tensor = _Exchange.apply(x, group, scatter, gather, x.shape[scatter], gathered)
+    return out
+
+
+def take_part(x: Tensor, group: Group, dim: int) -> Tensor:
+    """Returns this rank's part of what every rank has whole. Its gradient is zero at the others' parts."""
+    part = group.part(x.shape[dim])
+    return x.narrow(dim, part.start, part.stop - part.start)
+
+
+def gather_parts(x: Tensor, group: Group, *, dim: int, total: int) -> Tensor:
+    """Returns all ranks' parts, whole on every rank.
+
+    Each rank computes the same loss from it. The gradient of a part is this rank's slice of the loss's gradient, times
+    the number of ranks: the mean over ranks, which the engine takes, then is the sum over the parts.
+    """
+    out: Tensor = _GatherParts.apply(x, group, dim, total)
+    return out
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, scatter: int, gather: int, scattered: int, gathered: int) -> Tensor:
+        ctx.group, ctx.scatter, ctx.gather, ctx.sizes = group, scatter, gather, (scattered, gathered)
+        return _all_to_all(x, group, scatter, gather, part_sizes(scattered, group.size), gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scattered, gathered = ctx.sizes
+        parts = part_sizes(gathered, ctx.group.size)
+        gradient = _all_to_all(gradients[0], ctx.group, ctx.gather, ctx.scatter, parts, scattered)
+        return gradient, None, None, None, None, None
+
+
+class _GatherParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, dim: int, total: int) -> Tensor:
+        ctx.group, ctx.dim = group, dim
+        sizes = part_sizes(total, group.size)
+        shape = list(x.shape)
+        shape[dim] = sizes[0]  # the largest
+        sent = x.contiguous()
+        if x.shape[dim] != sizes[0]:
+            sent = x.new_zeros(shape)
+            sent.narrow(dim, 0, x.shape[dim]).copy_(x)
+        received = list(x.new_empty([group.size, *shape]))
+        dist.all_gather(received, sent, group=group.handle)
+        return torch.cat([part.narrow(dim, 0, size) for part, size in zip(received, sizes, strict=True)], dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return take_part(gradients[0], ctx.group, ctx.dim) * ctx.group.size, None, None, None
+
+
+def _all_to_all(x: Tensor, group: Group, scatter: int, gather: int, sizes: tuple[int, ...], gathered: int) -> Tensor:
+    """Returns what :func:`exchange` does; ``sizes`` are the parts of x along ``scatter``."""
+    counts = part_sizes(gathered, group.size)
+    received_shapes = []
+    for count in counts:
+        shape = list(x.shape)
+        shape[scatter], shape[gather] = sizes[group.rank], count
+        received_shapes.append(shape)
+    sent, sent_numels = _pack(x, scatter, sizes)
+    received_numels = [_numel(shape) for shape in received_shapes]
+    received = x.new_empty(sum(received_numels))
+    dist.all_to_all_single(received, sent, received_numels, sent_numels, group=group.handle)
+    return _unpack(received, received_shapes, received_numels, gather)
+
+
+def _pack(x: Tensor, dim: int, sizes: tuple[int, ...]) -> tuple[Tensor, list[int]]:
+    """Returns the parts of x along ``dim``, end to end, and their numbers of values. One pass over x."""
+    numels = [x.numel() // max(x.shape[dim], 1) * size for size in sizes]
+    if sizes[0] == sizes[-1]:
+        return x.unflatten(dim, (len(sizes), sizes[0])).movedim(dim, 0).contiguous().view(-1), numels
+    packed = x.new_empty(x.numel())
+    for place, part in zip(packed.split(numels), x.split(sizes, dim), strict=True):
+        place.view(part.shape).copy_(part)
+    return packed, numels
+
+
+def _unpack(packed: Tensor, shapes: Sequence[list[int]], numels: list[int], dim: int) -> Tensor:
+    """Returns the parts of the given shapes joined along ``dim``: no copy if all dimensions before it have size 1."""
+    if all(size == 1 for size in shapes[0][:dim]):
+        shape = list(shapes[0])
+        shape[dim] = sum(part[dim] for part in shapes)
+        return packed.view(shape)
+    if shapes[0] == shapes[-1]:
+        return packed.view(len(shapes), *shapes[0]).movedim(0, dim).flatten(dim, dim + 1)
+    parts = [part.view(shape) for part, shape in zip(packed.split(numels), shapes, strict=True)]
+    return torch.cat(parts, dim)
+
+
+def _numel(shape: Sequence[int]) -> int:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel
