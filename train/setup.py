@@ -44,34 +44,34 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     Raises:
         InputError: for whatever does not fit.
     """
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    if config.attention_backend is not None:
-        require_backend(config.attention_backend, ranks.device.type, dtype)
-    if config.tensorboard:
+    dtype = torch.bfloat16 if config.parallel.precision == "bfloat16" else torch.float32
+    if config.parallel.attention_backend is not None:
+        require_backend(config.parallel.attention_backend, ranks.device.type, dtype)
+    if config.log.tensorboard:
         require_tensorboard()
-    if config.batch_tokens is None:
-        rank_slots(config.batch_size, ranks.rank, ranks.world_size)
+    if config.data.batch_tokens is None:
+        rank_slots(config.data.batch_size, ranks.rank, ranks.world_size)
     else:
-        rank_slots(config.batch_multiple, ranks.rank, ranks.world_size, name="batch_multiple")
-    overrides = config.model_overrides
+        rank_slots(config.data.batch_multiple, ranks.rank, ranks.world_size, name="batch_multiple")
+    overrides = config.architecture.overrides
     for name, reason in _SET_ELSEWHERE.items():
         if name in overrides:
             raise InputError(f"--set {name}={overrides[name]}: {reason}")
-    model_config(config.model, **overrides)  # a mistake in it is told before one in the cache
-    selection = Selection(where=config.where, holdout=config.holdout)
+    model_config(config.architecture.model, **overrides)  # a mistake in it is told before one in the cache
+    selection = Selection(where=config.data.where, holdout=config.data.holdout)
     index = SampleIndex.open(
-        Cache.open(config.cache), selection, variants=config.variants, local_cache=config.local_cache
+        Cache.open(config.cache), selection, variants=config.data.variants, local_cache=config.data.local_cache
     )
-    buckets = select_buckets(index.buckets, config.buckets)
+    buckets = select_buckets(index.buckets, config.data.buckets)
     most_common = max(buckets, key=lambda bucket: buckets[bucket].num_samples)
     architecture = model_config(
-        config.model,
+        config.architecture.model,
         **overrides,
         in_channels=index.geometry.latent_channels,
         caption_channels=index.caption_channels,
         model_max_length=index.max_tokens,
         input_size=index.latent_size(most_common),
-        class_dropout_prob=config.caption_dropout,
+        class_dropout_prob=config.diffusion.caption_dropout,
     )
     if not architecture.pred_sigma:
         raise InputError("--set pred_sigma=false: the loss teaches the variance too: leave it out")
@@ -81,9 +81,11 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
             tokens[bucket] = math.prod(architecture.grid(index.latent_size(bucket)))
         except InputError as error:
             raise InputError(f"bucket {bucket}: {error}, or choose others with --buckets") from None
-    sizes = dict.fromkeys(buckets, config.batch_size)
-    if config.batch_tokens is not None:
-        sizes = batch_sizes_by_tokens(tokens, batch_tokens=config.batch_tokens, multiple=config.batch_multiple)
+    sizes = dict.fromkeys(buckets, config.data.batch_size)
+    if config.data.batch_tokens is not None:
+        sizes = batch_sizes_by_tokens(
+            tokens, batch_tokens=config.data.batch_tokens, multiple=config.data.batch_multiple
+        )
     plan = BatchPlan(buckets, batch_sizes=sizes, seed=config.seed)
     if ranks.is_first:
         open_run(config.output, _describe(config, index, architecture, list(buckets)))

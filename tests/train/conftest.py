@@ -34,7 +34,7 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 @pytest.fixture
 def small_config(small_cache: Cache, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
+    return TrainConfig.of(
         cache=small_cache.url,
         output=tmp_path / "run",
         model="stdit-ti/2",

@@ -1,6 +1,5 @@
 """The trainer's options for reading, and the benchmark of the loader."""
 
-import dataclasses
 import json
 
 import pytest
@@ -19,22 +18,22 @@ BUCKETS = {Bucket(2, 32, 32): 12, Bucket(3, 32, 48): 9}
 @pytest.fixture
 def config(small_config, tmp_path) -> TrainConfig:
     cache = write_cache(tmp_path / "c", BUCKETS, manifest={"aesthetic": [4.0, 6.0, 8.0]})
-    return dataclasses.replace(small_config, cache=cache.url, local_cache=tmp_path / "local")
+    return small_config.changed(cache=cache.url, local_cache=tmp_path / "local")
 
 
 def test_a_batch_by_tokens_has_as_many_samples_as_fit(config, ranks):
-    changed = dataclasses.replace(config, batch_size=8, batch_tokens=100, batch_multiple=2)
+    changed = config.changed(batch_size=8, batch_tokens=100, batch_multiple=2)
     plan = check_run(changed, ranks).plan
     assert {bucket: plan.batch_size(bucket) for bucket in plan.buckets} == {  # 2x2x2 and 3x2x3 tokens a sample
         Bucket(2, 32, 32): 12,
         Bucket(3, 32, 48): 4,
     }
-    assert train(dataclasses.replace(changed, steps=3), ranks) == 0
+    assert train(changed.changed(steps=3), ranks) == 0
 
 
 def test_a_condition_and_a_holdout_leave_samples_out(config, ranks):
-    assert check_run(dataclasses.replace(config, where="aesthetic > 5"), ranks).plan.num_samples == 14
-    held = check_run(dataclasses.replace(config, holdout="30%", output=config.output / "b"), ranks).plan.num_samples
+    assert check_run(config.changed(where="aesthetic > 5"), ranks).plan.num_samples == 14
+    held = check_run(config.changed(holdout="30%", output=config.output / "b"), ranks).plan.num_samples
     assert 0 < held < 21
 
 
@@ -42,9 +41,9 @@ def test_a_run_that_skips_damaged_samples_says_how_many(config, ranks, tmp_path,
     (shard, *_) = sorted((tmp_path / "c" / "shards").rglob("*.tar"))
     shard.unlink()
     with pytest.raises(InputError, match="the shard is missing"):
-        train(dataclasses.replace(config, buckets=("2x32x32", "3x32x48"), output=tmp_path / "stops"), ranks)
+        train(config.changed(buckets=("2x32x32", "3x32x48"), output=tmp_path / "stops"), ranks)
     write_cache(tmp_path / "c", {Bucket(2, 32, 32): 2}, seed=3, manifest={"aesthetic": [1.0]})
-    assert train(dataclasses.replace(config, on_corrupt="skip", output=tmp_path / "skips", log_every=3), ranks) == 0
+    assert train(config.changed(on_corrupt="skip", output=tmp_path / "skips", log_every=3), ranks) == 0
     assert "samples could not be read: others took their places; run preprocess.verify" in capsys.readouterr().out
 
 
@@ -60,7 +59,7 @@ def test_a_run_that_skips_damaged_samples_says_how_many(config, ranks, tmp_path,
 )
 def test_settings_that_do_not_fit_are_refused(changes, complaint, tmp_path):
     with pytest.raises(InputError, match=complaint):
-        TrainConfig(cache="c", output=tmp_path, **changes)
+        TrainConfig.of(cache="c", output=tmp_path, **changes)
 
 
 @pytest.mark.slow

@@ -21,9 +21,9 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "train_batch_size": world_size,  # read by its timers only: the batch sizes are the plan's
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.gradient_clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        "bf16": {"enabled": config.precision == "bfloat16"},
+        "gradient_clipping": config.optimiser.gradient_clip,
+        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "bf16": {"enabled": config.parallel.precision == "bfloat16"},
         "steps_per_print": None,
     }
 
@@ -36,7 +36,10 @@ def build_engine(model: nn.Module, config: TrainConfig, device: torch.device, wo
     # An all-reduce for inference on one CPU host, which no training step calls: DeepSpeed would compile it for minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = torch.optim.AdamW(
-        model.to(device).parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=device.type == "cuda"
+        model.to(device).parameters(),
+        lr=config.optimiser.lr,
+        weight_decay=config.optimiser.weight_decay,
+        fused=device.type == "cuda",
     )
     # DeepSpeed's collectives are deprecated under another name in this PyTorch; nothing that a user could act on.
     warnings.filterwarnings("ignore", r".*all_gather_into_tensor.*|.*reduce_scatter_tensor.*", FutureWarning)

@@ -1,0 +1,43 @@
+"""Where a run's batches come from."""
+
+from collections.abc import Iterator
+
+from train.data import Batch
+from train.loader import load_batches
+from train.local_copies import LocalCopies
+from train.parallel.ranks import Ranks
+from train.rank_batches import LoaderJob
+from train.setup import CheckedRun
+
+
+def open_batches(run: CheckedRun, ranks: Ranks, *, num_levels: int, first_step: int) -> Iterator[Batch]:
+    """Returns this rank's batches from ``first_step`` to the run's last step.
+
+    Args:
+        run: What to train, checked.
+        ranks: This rank among the others.
+        num_levels: Noise levels to draw from.
+        first_step: Counted from 0.
+    """
+    config, data = run.config, run.config.data
+    copies = None
+    if data.local_cache is not None and run.index.cache.store.local_path("shards") is None:
+        limit_bytes = int(data.local_cache_gb * 1e9)
+        copies = LocalCopies(folder=data.local_cache, limit_bytes=limit_bytes, url=run.index.cache.url)
+    job = LoaderJob.of_index(
+        run.index,
+        run.plan,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.seed,
+        num_levels=num_levels,
+        caption_dropout=config.diffusion.caption_dropout,
+        on_corrupt=data.on_corrupt,
+        copies=copies,
+    )
+    return load_batches(
+        job,
+        range(first_step, config.steps),
+        num_workers=data.num_workers,
+        pin_memory=ranks.device.type == "cuda",
+    )

@@ -1,0 +1,129 @@
+"""All options of a training run, and their flat form."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from shared.errors import InputError
+from train.config.architecture import ArchitectureOptions
+from train.config.checkpoints import CheckpointOptions
+from train.config.data import DataOptions
+from train.config.diffusion import DiffusionOptions
+from train.config.log import LogOptions
+from train.config.optimiser import OptimiserOptions
+from train.config.parallel import ParallelOptions
+from train.config.settings import MAY_CHANGE, MayChange, require_at_least
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Trains a video diffusion transformer from a cache. Run again with the same output, it goes on from there."""
+
+    cache: MayChange[str]
+    """The cache that preprocess made: a folder, or s3://bucket/prefix, gs://, az://."""
+    output: MayChange[Path]
+    """The run's folder: configuration, metrics, checkpoints."""
+    steps: MayChange[int] = 1000
+    """Optimiser steps of the whole run."""
+    seed: int = 0
+    """Decides the initial weights, the order of the samples and all noise."""
+    debug: MayChange[bool] = False
+    """Show the traceback of an error."""
+
+    architecture: ArchitectureOptions = field(default_factory=ArchitectureOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
+    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "steps")
+        require_at_least(self, 0, "seed")
+        if self.optimiser.ema_decay is not None and self.parallel.zero_stage == 3:
+            raise InputError("zero_stage=3 shards the weights that ema_decay averages: use --ema-decay None or stage 2")
+
+    @classmethod
+    def of(cls, **values: Any) -> "TrainConfig":
+        """Returns the configuration with ``values`` by option, whatever their groups.
+
+        Raises:
+            InputError: for an unknown option, or values that do not fit.
+        """
+        own, by_group = _sort_by_group(values)
+        return cls(**own, **{name: _GROUPS[name](**options) for name, options in by_group.items()})
+
+    def changed(self, **values: Any) -> "TrainConfig":
+        """Returns the same configuration with other ``values`` by option, whatever their groups.
+
+        Raises:
+            InputError: for an unknown option, or values that do not fit.
+        """
+        own, by_group = _sort_by_group(values)
+        groups = {name: dataclasses.replace(getattr(self, name), **options) for name, options in by_group.items()}
+        return dataclasses.replace(self, **own, **groups)
+
+    def values(self) -> dict[str, Any]:
+        """Returns all options, flat."""
+        return {name: getattr(self if group is None else getattr(self, group), name) for name, group in OPTIONS.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all options, flat, as JSON values."""
+        return {name: _jsonable(value) for name, value in self.values().items()}
+
+
+def _jsonable(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+_GROUPS: dict[str, Any] = {
+    name: kind for name, kind in typing.get_type_hints(TrainConfig).items() if dataclasses.is_dataclass(kind)
+}
+
+OPTIONS: dict[str, str | None] = {
+    option.name: None for option in dataclasses.fields(TrainConfig) if option.name not in _GROUPS
+} | {option.name: group for group, kind in _GROUPS.items() for option in dataclasses.fields(kind)}
+"""The group of each option; None for those of no group."""
+
+TYPES: dict[str, Any] = {
+    name: kind
+    for owner in (TrainConfig, *_GROUPS.values())
+    for name, kind in typing.get_type_hints(owner, include_extras=True).items()
+    if name not in _GROUPS
+}
+"""The annotated type of each option."""
+
+assert (
+    len(OPTIONS)
+    == len(TYPES)
+    == sum(len(dataclasses.fields(k)) for k in (TrainConfig, *_GROUPS.values())) - len(_GROUPS)
+), "two groups have an option of the same name"
+
+FREE_TO_CHANGE = frozenset(name for name, kind in TYPES.items() if MAY_CHANGE in getattr(kind, "__metadata__", ()))
+"""Options that may differ when a run goes on. A cache may have moved: what it holds is compared instead."""
+
+DEFAULTS: dict[str, Any] = {
+    option.name: _jsonable(option.default)
+    for owner in (TrainConfig, *_GROUPS.values())
+    for option in dataclasses.fields(owner)
+    if option.default is not dataclasses.MISSING
+}
+"""Of options that have one: what a run was trained with that was started before there was the option."""
+
+
+def _sort_by_group(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    own: dict[str, Any] = {}
+    by_group: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in OPTIONS:
+            raise InputError(f"unknown option {name!r}: choose from {', '.join(sorted(OPTIONS))}")
+        group = OPTIONS[name]
+        (own if group is None else by_group.setdefault(group, {}))[name] = value
+    return own, by_group
