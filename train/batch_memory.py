@@ -51,6 +51,8 @@ class BatchShape:
             levels=part((B,), torch.int64),
             noise_keys=part((B,), torch.int64),
             drop_caption=part((B,), torch.bool),
+            fps=part((B,), torch.float32),
+            identity=part((B, 2), torch.int64),
         )
 
     @property
@@ -59,7 +61,7 @@ class BatchShape:
         B, L = self.batch_size, self.caption_length
         latents = B * int(np.prod(self.latent_shape)) * self.latent_dtype.itemsize
         captions = B * L * self.caption_channels * self.caption_dtype.itemsize
-        return latents + captions + 8 * B * (L + 3) + 6 * _ALIGNMENT
+        return latents + captions + 8 * B * (L + 6) + 8 * _ALIGNMENT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +80,10 @@ class BatchTensors:
     """(B,) int64."""
     drop_caption: Tensor
     """(B,) bool."""
+    fps: Tensor
+    """(B,) float32."""
+    identity: Tensor
+    """(B, 2) int64."""
 
 
 class BatchBuffer:

@@ -7,9 +7,11 @@ processes of a node; ``run_reader`` fetches, ``rank_batches`` checks and decodes
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from shared.cache.identity import identity_texts
 from train.draws import sample_posterior, standard_normal
 
 
@@ -29,6 +31,14 @@ class Batch:
     """(B, L) 1 at valid caption tokens."""
     drop_caption: Tensor
     """(B,) True where the null caption is trained."""
+    fps: Tensor
+    """(B,) frames a second of the frames that were taken, float32; ``IMAGE_FPS`` of images."""
+    height: Tensor
+    """(B,) of the frames, in pixels, float32."""
+    width: Tensor
+    """(B,) likewise."""
+    identity: Tensor
+    """(B, 2) int64, on the CPU: the samples' identities, see :attr:`samples`."""
     moments: bool = False
     """The latents are means and logarithms of variances, to be sampled anew each epoch."""
     num_skipped: int = 0
@@ -42,12 +52,17 @@ class Batch:
         """Mean number of valid caption tokens."""
         return float(self.mask.sum()) / len(self)
 
+    @property
+    def samples(self) -> list[str]:
+        """The identities of its samples, as the index writes them."""
+        return identity_texts(self.identity.numpy().view(np.uint64))
+
     def to(self, device: torch.device) -> "Batch":
-        """Returns the batch on a device, all but its keys."""
+        """Returns the batch on a device, all but its keys and identities."""
         tensors: dict[str, Any] = {
             f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
-        del tensors["noise_keys"]
+        del tensors["noise_keys"], tensors["identity"]
         moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
         return replace(self, **moved)
 

@@ -20,7 +20,7 @@ from shared.cache.winners import Rows
 from shared.errors import InputError
 from shared.spec import Bucket
 from train.clip_order import CLIP_COLUMNS, clip_numbers, has_variants, order_by_variant
-from train.index_columns import Array, Spool, save_column
+from train.index_columns import IMAGE_FPS, Array, Spool, save_column
 from train.variants import ClipGroup
 
 PLACE = ("shard", "offset", "bytes", "crc32c", "codec")
@@ -34,7 +34,7 @@ class BuiltIndex:
     shards: list[str]
     codecs: list[str]
     buckets: list[dict[str, Any]]
-    """``bucket``, ``first_row``, ``groups`` (number of clips, of their variants), ``mean_bytes``, ``fps`` (median),
+    """``bucket``, ``first_row``, ``groups`` (number of clips, of their variants), ``fps`` (median),
     ``latent_shape``; by bucket."""
     digest: str
     """Of the samples' identities and places: the plan of a run depends on them."""
@@ -237,24 +237,22 @@ def _save_in_order(
     save_column(folder, "caption_codec", codec_order[spool.take("caption_codec")][rows].astype(np.uint8))
     for name in ("caption_offset", "caption_crc32c", "num_tokens"):
         save_column(folder, name, spool.take(name)[rows])
-    caption_bytes = spool.take("caption_num_bytes")[rows]
-    save_column(folder, "caption_num_bytes", caption_bytes)
-    del rows
-    latent_bytes = spool.take("latent_num_bytes")[order]
-    save_column(folder, "latent_num_bytes", latent_bytes)
+    save_column(folder, "caption_num_bytes", spool.take("caption_num_bytes")[rows])
+    del rows, caption_start
+    save_column(folder, "latent_num_bytes", spool.take("latent_num_bytes")[order])
 
-    sample_bytes = latent_bytes + np.add.reduceat(caption_bytes, caption_start[:-1])
-    del caption_bytes, latent_bytes, caption_start
     shapes = spool.take("shape").reshape(len(order), -1)[order]
     identity = np.load(folder / "identity.npy", mmap_mode="r")
-    buckets = _buckets(packed[order], spool.take("fps")[order], sample_bytes, shapes, identity, groups)
+    packed = packed[order]
+    fps = np.where(packed >> 2 * _SIZE_BITS == 1, IMAGE_FPS, spool.take("fps")[order]).astype(np.float32)
+    save_column(folder, "fps", fps)
+    buckets = _buckets(packed, fps, shapes, identity, groups)
     return BuiltIndex(shards=shards, codecs=codecs, buckets=buckets, digest=digest.hexdigest())
 
 
 def _buckets(
     packed: Array,
     fps: Array,
-    sample_bytes: Array,
     shapes: Array,
     identity: Array,
     groups: dict[int, list[ClipGroup]] | None,
@@ -277,7 +275,6 @@ def _buckets(
                 "bucket": str(bucket),
                 "first_row": first,
                 "groups": [asdict(group) for group in (groups or {}).get(size, one_each)],
-                "mean_bytes": float(sample_bytes[first:end].mean()),
                 "fps": float(np.median(fps[first:end])),
                 "latent_shape": shapes[first].tolist(),
             }

@@ -27,7 +27,9 @@ from shared.errors import InputError
 
 Array = npt.NDArray[Any]
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
+IMAGE_FPS = 120.0
+"""What stands for the rate of an image, as STDiT3 was trained with (Open-Sora 1.2's ``IMG_FPS``)."""
 _ABOUT_FILE = "about.json"
 
 
@@ -60,6 +62,8 @@ class IndexColumns:
 
     identity: Array
     """(N, 2) uint64: the samples' identities."""
+    fps: Array
+    """(N,) float32: frames a second of the frames that were taken; of images ``IMAGE_FPS``."""
     latent: Payloads
     caption_start: Array
     """(N + 1,) int64."""
@@ -90,6 +94,7 @@ class IndexFolder:
 
         return IndexColumns(
             identity=load("identity"),
+            fps=load("fps"),
             latent=payloads("latent"),
             caption_start=load("caption_start"),
             caption=payloads("caption"),

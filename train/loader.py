@@ -80,6 +80,10 @@ def _batch(
         captions=captions[:, None],
         mask=mask,
         drop_caption=tensors.drop_caption,
+        fps=tensors.fps,
+        height=torch.full_like(tensors.fps, reports[0].bucket.height),
+        width=torch.full_like(tensors.fps, reports[0].bucket.width),
+        identity=tensors.identity,
         moments=job.moments,
         num_skipped=sum(report.skipped for report in reports),
     )

@@ -257,6 +257,8 @@ class SlotFiller:
     ) -> None:
         columns = self._columns
         self._read(fetched.run, fetched.latents[row], columns.latent, row, tensors.latents[place])
+        tensors.fps[place] = float(columns.fps[row])
+        tensors.identity[place] = torch.tensor(columns.identity[row].view(np.int64))
         length = int(columns.num_tokens[caption])
         number = fetched.captions[caption]
         if length > report.caption_length:

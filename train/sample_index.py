@@ -1,5 +1,7 @@
 """The samples of a cache that a run trains on, checked against the cache's provenance."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +25,21 @@ Variants = Literal["one", "all"]
 LATENT, TEXT = LATENT_STREAM, TEXT_STREAM
 
 RUN_BYTES = 8 * 1024 * 1024
-"""About how much is fetched by one read: enough for a disk or a bucket to deliver at its full rate."""
+"""About how much is fetched by one read, in bfloat16: enough for a disk or a bucket to deliver at its full rate."""
 MAX_RUN_SAMPLES = 4096
+
+
+def samples_a_run(latent_shape: Sequence[int], text_shape: tuple[int, int], run_bytes: int = RUN_BYTES) -> int:
+    """Returns how many samples are read together: by their shapes alone, so that the plan of a run is the same whatever
+    codec stored them, and also where they are encoded online.
+
+    Args:
+        latent_shape: As stored.
+        text_shape: Most tokens of a caption, and channels.
+        run_bytes: About how much is fetched by one read, in bfloat16.
+    """
+    sample_bytes = 2 * (math.prod(latent_shape) + math.prod(text_shape))
+    return min(max(1, round(run_bytes / sample_bytes)), MAX_RUN_SAMPLES)
 
 
 class SampleIndex:
@@ -41,6 +56,7 @@ class SampleIndex:
         self.shards: list[str] = about["shards"]
         self.codecs: list[str] = about["codecs"]
         self.digest: str = about["digest"]
+        text_shape = (self.max_tokens, self.caption_channels)
         self.buckets: dict[Bucket, BucketRows] = {}
         self._fps: dict[Bucket, float] = {}
         for entry in about["buckets"]:
@@ -49,7 +65,7 @@ class SampleIndex:
             self.buckets[bucket] = BucketRows(
                 first_row=entry["first_row"],
                 num_samples=sum(group.num_clips for group in groups),
-                run_samples=min(max(1, round(about["run_bytes"] / entry["mean_bytes"])), MAX_RUN_SAMPLES),
+                run_samples=samples_a_run(entry["latent_shape"], text_shape, about["run_bytes"]),
                 groups=groups,
             )
             self._fps[bucket] = entry["fps"]
@@ -73,7 +89,7 @@ class SampleIndex:
             variants: What an epoch takes of a clip that has several windows, or mirrored ones: one of them, another
                 one each epoch, or all, each as a sample of its own.
             local_cache: A folder of this node; the system's temporary one by default.
-            run_bytes: About how much is fetched by one read.
+            run_bytes: About how much is fetched by one read, in bfloat16.
 
         Raises:
             InputError: if the cache holds no sample, or samples that its provenance does not allow.

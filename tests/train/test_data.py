@@ -11,7 +11,7 @@ from shared.errors import InputError
 from shared.spec import Bucket
 from tests.train.synthetic_cache import provenance, write_cache
 from train.data import Batch
-from train.index_columns import IndexFolder
+from train.index_columns import IMAGE_FPS, IndexFolder
 from train.loader import load_batches
 from train.plan import BatchPlan
 from train.rank_batches import LoaderJob, padded_length
@@ -113,6 +113,29 @@ def test_batches_hold_every_sample_once_an_epoch_with_one_of_its_captions(cache)
             chosen.add(matches[0])
     assert chosen == {0, 1, 2}
     assert sorted(seen) == sorted([*range(len(latents))] * 4)
+
+
+def test_batches_tell_rate_and_size_of_each_sample_and_which_it_is(tmp_path):
+    sizes = {Bucket(1, 32, 32): 3, Bucket(2, 32, 48): 8}
+    cache = write_cache(tmp_path / "cache", sizes, fps=(6.0, 12.5, 24.0))
+    rates = {row["sample"]: row["fps"] for row in cache.read_index().to_pylist()}
+    seen = set()
+    for batch in batches_of(cache, num_workers=1, steps=12):
+        is_image = batch.latents.shape[2] == 1
+        assert batch.height.tolist() == [32.0] * 4
+        assert batch.width.tolist() == [32.0 if is_image else 48.0] * 4
+        assert batch.fps.tolist() == [IMAGE_FPS if is_image else rates[sample] for sample in batch.samples]
+        seen |= set(batch.samples)
+    assert seen == set(rates)
+
+
+def test_caches_that_differ_in_their_codecs_give_the_same_samples_in_the_same_order(tmp_path):
+    plain, small = (
+        batches_of(write_cache(tmp_path / codec, SIZES, codecs=(codec, codec))) for codec in ("float32", "int8@30+zstd")
+    )
+    assert [batch.samples for batch in plain] == [batch.samples for batch in small]
+    for found, expected in zip(small, plain, strict=True):
+        torch.testing.assert_close(found.latents.float(), expected.latents, rtol=0.0, atol=0.2)
 
 
 @pytest.mark.parametrize("container", ["tar", "zarr"])

@@ -47,6 +47,10 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
         captions=torch.zeros(2, 1, 5, 8),
         mask=torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]),
         drop_caption=torch.zeros(2, dtype=torch.bool),
+        fps=torch.full((2,), 8.0),
+        height=torch.full((2,), 32.0),
+        width=torch.full((2,), 48.0),
+        identity=torch.zeros(2, 2, dtype=torch.int64),
     )
     totals = Totals(torch.device("cpu"))
     for loss in (1.0, 3.0):
