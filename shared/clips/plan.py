@@ -65,6 +65,21 @@ class ShardTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRows:
+    """The samples (n,) of one shard in columns, in its order."""
+
+    shard_id: str
+    bucket: Bucket
+    variant: Variant
+    clips: Integers
+    """(n,), rows of the manifest."""
+    numbers: npt.NDArray[np.uint64]
+    """(n, 2), their identities."""
+    starts: npt.NDArray[np.int32]
+    """(n,), where their windows start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlanOptions:
     """What decides which samples there are, and how they go into shards."""
 
@@ -156,11 +171,28 @@ class ShardTasks(Sequence[ShardTask]):
             for name, clip, version, rate, start in zip(*parts, segment.starts[first:end].tolist(), strict=True)
         )
         return ShardTask(
-            shard_id=shard_id(names, streams=self._streams, generation=segment.generation),
+            shard_id=self._shard_id(segment, names),
             bucket=segment.bucket,
             samples=samples,
             generation=segment.generation,
         )
+
+    def rows(self, place: int) -> ShardRows:
+        """Returns the samples of one shard in columns, without making them."""
+        number, first, end = self._shards[place].tolist()
+        segment = self._segments[number]
+        numbers = segment.numbers[first:end]
+        return ShardRows(
+            shard_id=self._shard_id(segment, identity_texts(numbers)),
+            bucket=segment.bucket,
+            variant=segment.variant,
+            clips=segment.clips[first:end],
+            numbers=numbers,
+            starts=segment.starts[first:end],
+        )
+
+    def _shard_id(self, segment: _Segment, names: Sequence[str]) -> str:
+        return shard_id(names, streams=self._streams, generation=segment.generation)
 
     @property
     def num_samples(self) -> int:

@@ -37,12 +37,23 @@ class TextEncoder:
     """The memory did not hold the batches of the last call: other batches, and so other last bits, came out of it."""
 
     def __init__(
-        self, model: T5EncoderModel, tokenizer: Any, *, name: str, weights: str, max_tokens: int, cleaning: Cleaning
+        self,
+        model: T5EncoderModel,
+        tokenizer: Any,
+        *,
+        name: str,
+        weights: str,
+        max_tokens: int,
+        cleaning: Cleaning,
+        faster: bool = True,
     ) -> None:
         self._model, self._tokenizer, self._name, self._weights_sha256 = model, tokenizer, name, weights
         self.max_tokens, self.cleaning = max_tokens, cleaning
         self.measure, self.num_tokens, self.halved = contextlib.nullcontext, 0, False
         self._fast: FastT5 | None = None
+        self._padded = not faster
+        if not faster:
+            return
         if reason := why_not(model):
             _log.warning("text encoder %r: slow forward of transformers: %s", name, reason)
         else:
@@ -57,6 +68,7 @@ class TextEncoder:
         dtype: torch.dtype = torch.float32,
         max_tokens: int = 120,
         cleaning: Cleaning = "deepfloyd",
+        faster: bool = True,
     ) -> "TextEncoder":
         """Loads a T5 encoder from a hub id (e.g. ``DeepFloyd/t5-v1_1-xxl``) or a local folder.
 
@@ -66,6 +78,8 @@ class TextEncoder:
             dtype: Type of its weights and activations.
             max_tokens: Longer captions are cut, as in training of the published models.
             cleaning: See ``shared.encoders.captions``.
+            faster: Without padding, by kernels of our own where there are some; else as in the published models' code:
+                transformers' forward over captions that are padded to ``max_tokens``.
 
         Raises:
             InputError: if there is no such model, or it is not a T5 encoder with its tokenizer.
@@ -88,11 +102,22 @@ class TextEncoder:
         encoder.eval().requires_grad_(False)
         weights = weights_sha256(encoder)
         torch.nn.Module.to(encoder, device, dtype)
-        return cls(encoder, tokenizer, name=model, weights=weights, max_tokens=max_tokens, cleaning=cleaning)
+        return cls(
+            encoder,
+            tokenizer,
+            name=model,
+            weights=weights,
+            max_tokens=max_tokens,
+            cleaning=cleaning,
+            faster=faster,
+        )
 
     @property
     def forward(self) -> str:
-        """What computes the embeddings: ``triton``, ``torch``, or ``transformers`` for models unknown to FastT5."""
+        """What computes the embeddings: ``triton``, ``torch``, ``padded``, or ``transformers`` for models unknown to
+        FastT5."""
+        if self._padded:
+            return "padded"
         if self._fast is None:
             return "transformers"
         return "triton" if self._fast.uses_triton else "torch"
@@ -134,11 +159,16 @@ class TextEncoder:
         if not cleaned:
             return []
         distinct = list(set(cleaned))
-        tokens = self._tokenizer(distinct, truncation=True, max_length=self.max_tokens)["input_ids"]
+        tokens = self.tokenize(distinct)
         in_order = sorted(zip(distinct, tokens, strict=True), key=lambda pair: (len(pair[1]), pair[0]))
         embeddings = self.embed([ids for _, ids in in_order])
         by_caption = dict(zip((caption for caption, _ in in_order), embeddings, strict=True))
         return [by_caption[caption] for caption in cleaned]
+
+    def tokenize(self, cleaned: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of cleaned captions, cut to the limit, the end token included."""
+        ids: list[list[int]] = self._tokenizer(list(cleaned), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return ids
 
     @torch.inference_mode()
     def embed(self, tokens: Sequence[list[int]]) -> list[Tensor]:
@@ -148,7 +178,7 @@ class TextEncoder:
 
     def _in_batches(self, captions: Sequence[list[int]], most: int) -> list[Tensor]:
         """Returns the embeddings of token ids, sorted by length, in batches of about equally many tokens."""
-        ends = np.cumsum([len(ids) for ids in captions])
+        ends = np.cumsum([self.max_tokens if self._padded else len(ids) for ids in captions])
         num_batches = -(-int(ends[-1]) // most)
         borders = np.searchsorted(ends, np.arange(1, num_batches) * int(ends[-1]) / num_batches, side="right").tolist()
         found: list[Tensor] = []
@@ -168,11 +198,24 @@ class TextEncoder:
         return found
 
     def _batch(self, captions: Sequence[list[int]]) -> list[Tensor]:
+        if self._padded:
+            return self._padded_batch(captions)
         batch = pack(captions, self._model.device)
         with self.measure():
             hidden = self._fast(batch) if self._fast is not None else self._by_transformers(batch)
         self.num_tokens += len(hidden)
         return list(hidden.split(batch.lengths))
+
+    def _padded_batch(self, captions: Sequence[list[int]]) -> list[Tensor]:
+        lengths = torch.tensor([len(ids) for ids in captions])
+        mask = torch.arange(self.max_tokens) < lengths[:, None]
+        ids = torch.zeros(len(captions), self.max_tokens, dtype=torch.int64)
+        ids[mask] = torch.tensor([token for caption in captions for token in caption])
+        device = self._model.device
+        with self.measure():
+            hidden = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+        self.num_tokens += int(lengths.sum())
+        return [row[:length] for row, length in zip(hidden, lengths.tolist(), strict=True)]
 
     def _by_transformers(self, batch: Packed) -> Tensor:
         """Returns the last hidden states (T, W) by transformers' own forward: captions of one length at a time."""

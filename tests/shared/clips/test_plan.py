@@ -12,7 +12,7 @@ import pytest
 from shared.bucket_presets import parse_buckets
 from shared.bucketing import PerClip
 from shared.cache.committed import Removed
-from shared.cache.identity import identity_numbers, latent_id
+from shared.cache.identity import identity_numbers, identity_texts, latent_id
 from shared.clips.plan import BucketTotals, Plan, PlanOptions, SampleTask, make_plan
 from shared.clips.probe_parts import SCHEMA
 from shared.fingerprints import Lookup
@@ -116,6 +116,18 @@ def test_a_task_says_all_that_the_manifest_and_probing_say_of_its_clip() -> None
         columns=columns,
     )
     assert found.stored_window is None
+
+
+def test_shards_in_columns_say_what_their_tasks_do() -> None:
+    tasks = plan([clip(f"{n}.mp4", num_frames=70) for n in range(6)], windows=3, flip=True).tasks
+    for place, task in enumerate(tasks):
+        rows = tasks.rows(place)
+        assert (rows.shard_id, rows.bucket) == (task.shard_id, task.bucket)
+        assert identity_texts(rows.numbers) == [sample.sample for sample in task.samples]
+        assert [f"{clip}.mp4" for clip in rows.clips.tolist()] == [sample.source for sample in task.samples]
+        windows = [(sample.window.start, sample.window.flip) for sample in task.samples]
+        assert [(start, rows.variant.flip) for start in rows.starts.tolist()] == windows
+    assert {tasks.rows(place).variant.number for place in range(len(tasks))} == {0, 1, 2}
 
 
 def test_a_slice_of_the_shards_is_a_sequence_of_shards() -> None:

@@ -55,8 +55,8 @@ def one_by_one(model: T5EncoderModel, captions: Sequence[list[int]]) -> list[Ten
         return [model(input_ids=torch.tensor([ids], device=model.device)).last_hidden_state[0] for ids in captions]
 
 
-def make_encoder(model: T5EncoderModel) -> TextEncoder:
-    return TextEncoder(model, None, name="test", weights="", max_tokens=120, cleaning="none")
+def make_encoder(model: T5EncoderModel, *, faster: bool = True) -> TextEncoder:
+    return TextEncoder(model, None, name="test", weights="", max_tokens=120, cleaning="none", faster=faster)
 
 
 @pytest.mark.parametrize("feed_forward", ["gated-gelu", "relu"])
@@ -67,6 +67,16 @@ def test_captions_behind_one_another_give_what_transformers_gives_for_each(feed_
     assert encoder.forward == "torch"
     for found, reference in zip(encoder.embed(captions), expected, strict=True):
         torch.testing.assert_close(found, reference, atol=1e-5, rtol=1e-5)
+
+
+def test_captions_padded_as_the_published_code_does_give_the_same() -> None:
+    model, captions = make_model(), make_captions([1, 2, 2, 40, 119, 120])
+    expected = one_by_one(model, captions)
+    encoder = make_encoder(model, faster=False)
+    assert encoder.forward == "padded"
+    for found, reference in zip(encoder.embed(captions), expected, strict=True):
+        torch.testing.assert_close(found, reference, atol=1e-5, rtol=1e-5)
+    assert encoder.num_tokens == sum(map(len, captions))
 
 
 def test_captions_of_equal_length_need_no_mask_and_give_the_same() -> None:
