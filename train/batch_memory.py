@@ -48,7 +48,7 @@ class BatchShape:
             latents=part((B, *self.latent_shape), self.latent_dtype),
             captions=part((B, L, self.caption_channels), self.caption_dtype),
             mask=part((B, L), torch.int64),
-            levels=part((B,), torch.int64),
+            u=part((B,), torch.float64),
             noise_keys=part((B,), torch.int64),
             drop_caption=part((B,), torch.bool),
             fps=part((B,), torch.float32),
@@ -74,8 +74,8 @@ class BatchTensors:
     """(B, L, D)."""
     mask: Tensor
     """(B, L) int64."""
-    levels: Tensor
-    """(B,) int64."""
+    u: Tensor
+    """(B,) float64."""
     noise_keys: Tensor
     """(B,) int64."""
     drop_caption: Tensor

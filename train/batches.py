@@ -10,13 +10,12 @@ from train.rank_batches import LoaderJob
 from train.setup import CheckedRun
 
 
-def open_batches(run: CheckedRun, ranks: Ranks, *, num_levels: int, first_step: int) -> Iterator[Batch]:
+def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[Batch]:
     """Returns this rank's batches from ``first_step`` to the run's last step.
 
     Args:
         run: What to train, checked.
         ranks: This rank among the others.
-        num_levels: Noise levels to draw from.
         first_step: Counted from 0.
     """
     config, data = run.config, run.config.data
@@ -30,7 +29,6 @@ def open_batches(run: CheckedRun, ranks: Ranks, *, num_levels: int, first_step: 
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=config.seed,
-        num_levels=num_levels,
         caption_dropout=config.diffusion.caption_dropout,
         on_corrupt=data.on_corrupt,
         copies=copies,

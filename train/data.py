@@ -21,8 +21,8 @@ class Batch:
 
     latents: Tensor
     """(B, C, T, H, W), or (B, 2C, T, H, W) of ``moments``; bfloat16, or float32 where the cache stores that."""
-    levels: Tensor
-    """(B,) noise levels, int64."""
+    u: Tensor
+    """(B,) from [0, 1), float64: what the objective maps to noise levels."""
     noise_keys: Tensor
     """(B,) int64, on the CPU: what the noise is drawn from."""
     captions: Tensor
@@ -45,7 +45,7 @@ class Batch:
     """Samples that could not be read, and whose places others took."""
 
     def __len__(self) -> int:
-        return len(self.levels)
+        return len(self.u)
 
     @property
     def caption_tokens(self) -> float:

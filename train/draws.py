@@ -23,8 +23,8 @@ class SampleDraws:
 
     caption: np.ndarray
     """(N,) int64: which of its captions a sample is trained with."""
-    level: np.ndarray
-    """(N,) int64: its noise level."""
+    u: np.ndarray
+    """(N,) float64 from [0, 1): what the objective maps to its noise level."""
     drop: np.ndarray
     """(N,) booleans: whether the null caption takes the caption's place."""
     noise_key: np.ndarray
@@ -42,18 +42,17 @@ def sample_keys(seed: int, epochs: np.ndarray, identity: np.ndarray) -> Words:
     return hash_words(seed, epochs, identity[:, 0], identity[:, 1])
 
 
-def draw_samples(keys: Words, num_captions: np.ndarray, *, num_levels: int, caption_dropout: float) -> SampleDraws:
+def draw_samples(keys: Words, num_captions: np.ndarray, *, caption_dropout: float) -> SampleDraws:
     """Returns what is drawn for samples.
 
     Args:
         keys: (N,), see :func:`sample_keys`.
         num_captions: (N,) at least 1.
-        num_levels: Noise levels to draw from.
         caption_dropout: How often the null caption is trained.
     """
     return SampleDraws(
         caption=draw_captions(keys, num_captions),
-        level=(uniform(hash_words(keys, _LEVEL)) * num_levels).astype(np.int64),
+        u=uniform(hash_words(keys, _LEVEL)),
         drop=uniform(hash_words(keys, _DROP)) < caption_dropout,
         noise_key=hash_words(keys, _NOISE).view(np.int64),
     )

@@ -75,7 +75,7 @@ def _batch(
             mask[place, : len(caption)] = 1
     return Batch(
         latents=tensors.latents,
-        levels=tensors.levels,
+        u=tensors.u,
         noise_keys=tensors.noise_keys,
         captions=captions[:, None],
         mask=mask,

@@ -13,7 +13,7 @@ import torch
 
 from shared.errors import InputError
 from train.data import Batch
-from train.diffusion.iddpm import LossTerms
+from train.diffusion.terms import LossTerms
 from train.model.config import STDiTConfig
 from train.model.flops import stdit_training_flop
 from train.parallel.ranks import Ranks
@@ -28,8 +28,8 @@ class StepMetrics:
     step: int
     """Steps taken."""
     loss: float
-    mse: float
-    vb: float
+    parts: dict[str, float]
+    """What the loss is made of, by name."""
     grad_norm: float
     """Of the last step, before clipping."""
     lr: float
@@ -48,10 +48,17 @@ class StepMetrics:
         if not math.isfinite(self.loss):
             raise InputError(f"step {self.step}: the loss is {self.loss}: lower --lr, or add --warmup-steps")
 
+    def values(self) -> dict[str, float]:
+        """Returns all of it by name; the parts of the loss stand behind it."""
+        values = asdict(self)
+        parts = values.pop("parts")
+        return {"step": values.pop("step"), "loss": values.pop("loss")} | parts | values
+
     def line(self, steps: int) -> str:
         """Returns the line for people."""
         return (
-            f"step {self.step}/{steps} loss {self.loss:.4f} (mse {self.mse:.4f} vb {self.vb:.4f}) "
+            f"step {self.step}/{steps} loss {self.loss:.4f} "
+            f"({' '.join(f'{name} {value:.4f}' for name, value in self.parts.items())}) "
             f"grad {self.grad_norm:.3f} lr {self.lr:.2e} | {self.samples_per_second:.1f} samples/s "
             f"{self.tokens_per_second:.0f} tokens/s {self.step_ms:.0f} ms/step "
             f"data wait {self.data_wait_ms:.1f} ms ({100 * self.data_wait_fraction:.1f} %) | "
@@ -60,10 +67,16 @@ class StepMetrics:
 
 
 class Totals:
-    """What the steps since the last line of the log add up to, on one rank."""
+    """What the steps since the last line of the log add up to, on one rank.
 
-    def __init__(self, device: torch.device) -> None:
-        self.losses = torch.zeros(3, dtype=torch.float64, device=device)
+    Args:
+        device: Of the losses.
+        parts: The names of what the loss is made of.
+    """
+
+    def __init__(self, device: torch.device, parts: tuple[str, ...]) -> None:
+        self.parts = parts
+        self.losses = torch.zeros(1 + len(parts), dtype=torch.float64, device=device)
         self.num_steps = 0
         self.samples = 0
         self.tokens = 0
@@ -73,7 +86,7 @@ class Totals:
 
     def add(self, terms: LossTerms, batch: Batch, config: STDiTConfig, wait_seconds: float) -> None:
         """Takes one step in."""
-        self.losses += torch.stack([terms.loss, terms.mse, terms.vb]).detach().mean(1)
+        self.losses += torch.stack([terms.loss, *(terms.parts[name] for name in self.parts)]).detach().mean(1)
         frames, rows, columns = config.grid(tuple(batch.latents.shape[2:]))  # type: ignore[arg-type]
         flop = stdit_training_flop(
             config,
@@ -92,14 +105,13 @@ class Totals:
         synchronize(ranks.device)
         seconds = time.perf_counter() - self.start
         mine = [*(self.losses / self.num_steps).tolist(), self.samples, self.tokens, self.model_flop]
-        loss, mse, vb, samples, tokens, model_flop = ranks.mean(torch.tensor(mine, dtype=torch.float64)).tolist()
+        loss, *parts, samples, tokens, model_flop = ranks.mean(torch.tensor(mine, dtype=torch.float64)).tolist()
         wait = ranks.maximum(self.wait_seconds)
         tflops, mfu = utilisation(model_flop * ranks.world_size, seconds, ranks.world_size, peak.tflops)
         return StepMetrics(
             step=step,
             loss=loss,
-            mse=mse,
-            vb=vb,
+            parts=dict(zip(self.parts, parts, strict=True)),
             grad_norm=grad_norm,
             lr=lr,
             samples_per_second=samples * ranks.world_size / seconds,
@@ -136,7 +148,7 @@ class MetricsLog:
     def write(self, metrics: StepMetrics) -> None:
         """Adds one line to each log."""
         print(metrics.line(self._steps), flush=True)
-        values = asdict(metrics)
+        values = metrics.values()
         with open(self._file, "a") as file:
             file.write(json.dumps(values) + "\n")
         if self._board is not None:

@@ -54,8 +54,6 @@ class LoaderJob:
     rank: int
     world_size: int
     seed: int
-    num_levels: int
-    """Noise levels to draw from."""
     caption_dropout: float
     """How often the null caption is trained."""
     on_corrupt: OnCorrupt = "stop"
@@ -176,12 +174,7 @@ class SlotFiller:
         rows, epochs = walk.take(number, slice(None))
         keys = sample_keys(job.seed, epochs, columns.identity[rows])
         starts = columns.caption_start[rows]
-        draws = draw_samples(
-            keys,
-            columns.caption_start[rows + 1] - starts,
-            num_levels=job.num_levels,
-            caption_dropout=job.caption_dropout,
-        )
+        draws = draw_samples(keys, columns.caption_start[rows + 1] - starts, caption_dropout=job.caption_dropout)
         captions = starts + draws.caption
         length = padded_length(int(columns.num_tokens[captions].max()), job.max_tokens)
         report = Report(bucket=bucket, caption_length=length)
@@ -190,7 +183,7 @@ class SlotFiller:
         places = self._places[bucket]
         mine = slice(first + places.start, first + places.stop)
         runs, _ = walk.runs(number, mine)
-        tensors.levels[places.start : places.stop] = torch.from_numpy(draws.level[mine])
+        tensors.u[places.start : places.stop] = torch.from_numpy(draws.u[mine])
         tensors.noise_keys[places.start : places.stop] = torch.from_numpy(draws.noise_key[mine])
         tensors.drop_caption[places.start : places.stop] = torch.from_numpy(draws.drop[mine])
         for place, run in zip(places, runs.tolist(), strict=True):

@@ -9,6 +9,7 @@ from shared.cache.dataset import Cache
 from shared.errors import InputError
 from shared.spec import Bucket
 from train.config import TrainConfig
+from train.diffusion.objective import Objective, create_objective
 from train.metrics import require_tensorboard
 from train.model import model_config
 from train.model.attention import require_backend
@@ -36,6 +37,7 @@ class CheckedRun:
     plan: BatchPlan
     model_config: STDiTConfig
     dtype: torch.dtype
+    objective: Objective
 
 
 def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
@@ -73,7 +75,16 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
         input_size=index.latent_size(most_common),
         class_dropout_prob=config.diffusion.caption_dropout,
     )
-    if not architecture.pred_sigma:
+    diffusion = config.diffusion
+    objective = create_objective(
+        diffusion.objective,
+        model=config.architecture.model,
+        spatial_stride=index.geometry.spatial_stride,
+        min_snr_gamma=diffusion.min_snr_gamma,
+        flow_times=diffusion.flow_times,
+        flow_shift=diffusion.flow_shift,
+    )
+    if objective.learns_variance and not architecture.pred_sigma:
         raise InputError("--set pred_sigma=false: the loss teaches the variance too: leave it out")
     tokens = {}
     for bucket in buckets:
@@ -89,7 +100,9 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     plan = BatchPlan(buckets, batch_sizes=sizes, seed=config.seed)
     if ranks.is_first:
         open_run(config.output, _describe(config, index, architecture, list(buckets)))
-    return CheckedRun(config=config, index=index, plan=plan, model_config=architecture, dtype=dtype)
+    return CheckedRun(
+        config=config, index=index, plan=plan, model_config=architecture, dtype=dtype, objective=objective
+    )
 
 
 def require_same_index(index: SampleIndex, ranks: Ranks) -> None:

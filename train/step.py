@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from train.data import Batch
-from train.diffusion import iddpm
-from train.diffusion.iddpm import LossTerms
+from train.diffusion.objective import Objective
+from train.diffusion.terms import LossTerms
 from train.ops.cpu_bfloat16 import bfloat16_products
 from train.parallel.zero import take_step
 
@@ -17,15 +17,11 @@ class TrainingStep:
     Args:
         engine: DeepSpeed's.
         model: The module inside it.
+        objective: What it is trained for.
     """
 
-    def __init__(self, engine: Any, model: nn.Module) -> None:
-        self._engine, self._model, self._schedule = engine, model, iddpm.linear_schedule()
-
-    @property
-    def num_levels(self) -> int:
-        """Noise levels to draw from."""
-        return self._schedule.num_steps
+    def __init__(self, engine: Any, model: nn.Module, objective: Objective) -> None:
+        self._engine, self._model, self._objective = engine, model, objective
 
     def loss(self, batch: Batch) -> LossTerms:
         """Returns the loss of each sample of a batch on the model's device."""
@@ -34,7 +30,7 @@ class TrainingStep:
             prediction: Tensor = self._engine(x, timestep, batch.captions, batch.mask, drop_caption=batch.drop_caption)
             return prediction
 
-        return iddpm.training_loss(self._schedule, denoise, batch.clean_latents(), batch.levels, batch.noise())
+        return self._objective.loss(denoise, batch.clean_latents(), batch.u, batch.noise())
 
     def take(self, batch: Batch, lr: float) -> tuple[LossTerms, Tensor]:
         """Takes one step, and returns the losses and the gradient's norm before clipping. All ranks call it.

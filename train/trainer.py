@@ -60,7 +60,7 @@ class Trainer:
         )
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
         engine: Any = build_engine(model, config, ranks.device, ranks.world_size)
-        self._step = TrainingStep(engine, model)
+        self._step = TrainingStep(engine, model, run.objective)
         decay = config.optimiser.ema_decay
         self._ema = Ema(MasterWeights(model), decay) if decay is not None else None
         self.checkpointer = Checkpointer(
@@ -92,8 +92,8 @@ class Trainer:
     def take_steps(self, first_step: int, stop: StopRequest, peak: Peak, log: MetricsLog | None) -> None:
         """Trains from ``first_step`` to the last, or until a stop is requested; saves at the end."""
         config, ranks = self._run.config, self._ranks
-        batches = open_batches(self._run, ranks, num_levels=self._step.num_levels, first_step=first_step)
-        totals = Totals(ranks.device)
+        batches = open_batches(self._run, ranks, first_step=first_step)
+        totals = Totals(ranks.device, self._run.objective.parts)
         num_skipped = 0
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, start=first_step):
@@ -121,7 +121,7 @@ class Trainer:
             if stopping:
                 break
             if taken % config.log.log_every == 0:
-                totals = Totals(ranks.device)
+                totals = Totals(ranks.device, self._run.objective.parts)
             waiting_since = time.perf_counter()
 
     def _tell_skipped(self, num_skipped: int) -> None:

@@ -125,7 +125,7 @@ def _measure(root: str, num_rows: str, steps: str) -> dict[str, float]:
     opened = time.perf_counter() - start
     peak = _status("VmHWM")
     plan = BatchPlan(index.buckets, batch_sizes=dict.fromkeys(index.buckets, 256), seed=0)
-    job = LoaderJob.of_index(index, plan, rank=0, world_size=1, seed=0, num_levels=10, caption_dropout=0.1)
+    job = LoaderJob.of_index(index, plan, rank=0, world_size=1, seed=0, caption_dropout=0.1)
     total, seen = int(steps), 0
     early = late = 0.0
     for step, batch in enumerate(load_batches(job, range(total), num_workers=0, pin_memory=False)):

@@ -30,7 +30,7 @@ def test_a_buffer_is_taken_again_when_its_last_tensor_is_gone():
 def test_the_parts_of_a_batch_do_not_overlap():
     pool = BufferPool(SHAPE.num_bytes, pin=False)
     tensors = SHAPE.tensors(pool.lease(pool.take()))
-    names = ("latents", "captions", "mask", "levels", "noise_keys", "drop_caption")
+    names = ("latents", "captions", "mask", "u", "noise_keys", "drop_caption")
     for value, name in enumerate(names):
         getattr(tensors, name).fill_(value)
     for value, name in enumerate(names):

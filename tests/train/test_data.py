@@ -37,7 +37,7 @@ def loader_job(
 ) -> LoaderJob:
     index = SampleIndex.open(cache, run_bytes=run_bytes)
     plan = BatchPlan(index.buckets, batch_sizes=dict.fromkeys(index.buckets, batch_size), seed=seed)
-    settings = {"num_levels": 1000, "caption_dropout": 0.3} | settings
+    settings = {"caption_dropout": 0.3} | settings
     return LoaderJob.of_index(index, plan, rank=rank, world_size=world_size, seed=seed, **settings)
 
 
@@ -199,16 +199,17 @@ def test_moments_are_sampled_anew_each_epoch_and_alike_on_any_number_of_ranks(tm
         assert torch.equal(torch.cat([half[step].clean_latents() for half in halves]), whole)
 
 
-def test_noise_levels_and_dropout_are_drawn_anew_each_epoch_and_spread(cache):
+def test_draws_for_noise_levels_and_dropout_are_drawn_anew_each_epoch_and_spread(cache):
     batches = batches_of(cache, steps=40)
-    levels = torch.cat([batch.levels for batch in batches])
-    assert len(levels.unique()) > 120
-    assert levels.float().mean().item() == pytest.approx(500, abs=100)
+    u = torch.cat([batch.u for batch in batches])
+    assert len(u.unique()) > 120
+    assert u.dtype is torch.float64
+    assert u.mean().item() == pytest.approx(0.5, abs=0.1)
     assert 0.15 < torch.cat([batch.drop_caption for batch in batches]).float().mean() < 0.45
     noise = torch.cat([batch.noise().flatten() for batch in batches[:10]])
     assert noise.std().item() == pytest.approx(1, abs=0.02)
-    other = torch.cat([batch.levels for batch in batches_of(cache, steps=40, seed=6)])
-    assert not torch.equal(levels, other)
+    other = torch.cat([batch.u for batch in batches_of(cache, steps=40, seed=6)])
+    assert not torch.equal(u, other)
     keys = torch.cat([batch.noise_keys for batch in batches])
     assert len(keys.unique()) == len(keys)
 

@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 
 from shared.errors import InputError
 from train.diffusion import iddpm
+from train.diffusion.terms import Denoiser
 
 SHAPE = (3, 2, 2, 4, 4)
 
@@ -72,7 +73,7 @@ def test_respaced_levels_keep_their_signal_shares(schedule):
             iddpm.respace(schedule, steps)
 
 
-def oracle(x0: torch.Tensor, schedule: iddpm.Schedule) -> iddpm.Denoiser:
+def oracle(x0: torch.Tensor, schedule: iddpm.Schedule) -> Denoiser:
     """A model that knows x0."""
 
     def denoise(x, timestep):
@@ -100,15 +101,15 @@ def test_the_bound_is_zero_where_the_model_is_the_posterior(schedule):
     values = draw("x0", "noise")
     level = torch.tensor([1, 300, 999])
     terms = iddpm.training_loss(schedule, oracle(values["x0"], schedule), values["x0"], level, values["noise"])
-    torch.testing.assert_close(terms.mse, torch.zeros(3, dtype=torch.float64))
-    torch.testing.assert_close(terms.vb, torch.zeros(3, dtype=torch.float64), atol=1e-7, rtol=0)
+    torch.testing.assert_close(terms.parts["mse"], torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(terms.parts["vb"], torch.zeros(3, dtype=torch.float64), atol=1e-7, rtol=0)
 
 
 def test_the_bound_is_the_kl_divergence_of_torch_distributions_in_bits(schedule):
     values = draw("x0", "noise", "eps", "place")
     level = torch.tensor([2, 300, 999])
     x_t = iddpm.add_noise(schedule, values["x0"], level, values["noise"])
-    found = iddpm.bound_bits(schedule, values["x0"], x_t, level, values["eps"], values["place"])
+    found = iddpm.bound_bits(schedule, values["x0"], x_t, level, values["eps"], values["place"]).flatten(1).mean(1)
     for row, t in enumerate(level.tolist()):
         true_variance, beta = schedule.posterior_variances[t], schedule.betas[t]
         share = (values["place"][row] + 1) / 2
@@ -125,7 +126,7 @@ def test_at_the_first_level_the_bound_is_the_likelihood_of_the_bin(schedule):
     x0 = torch.linspace(-0.9, 0.9, 24, dtype=torch.float64).view(1, 2, 3, 2, 2)
     level, zero = torch.tensor([0]), torch.zeros(1, 2, 3, 2, 2, dtype=torch.float64)
     x_t = iddpm.add_noise(schedule, x0, level, zero)
-    found = iddpm.bound_bits(schedule, x0, x_t, level, zero, zero + 1)
+    found = iddpm.bound_bits(schedule, x0, x_t, level, zero, zero + 1).flatten(1).mean(1)
     normal = torch.distributions.Normal(x0, schedule.betas[0].sqrt())
     probability = normal.cdf(x0 + 1 / 255) - normal.cdf(x0 - 1 / 255)
     torch.testing.assert_close(found[0], -probability.log2().mean(), atol=1e-3, rtol=1e-2)
@@ -137,10 +138,10 @@ def test_the_bound_teaches_the_variance_and_not_the_mean(schedule):
     terms = iddpm.training_loss(
         schedule, lambda x, t: torch.cat([eps, place], dim=1), values["x0"], torch.tensor([5, 300, 0]), values["noise"]
     )
-    by_eps, by_place = torch.autograd.grad(terms.vb.sum(), [eps, place], allow_unused=True)
+    by_eps, by_place = torch.autograd.grad(terms.parts["vb"].sum(), [eps, place], allow_unused=True)
     assert by_eps is None or by_eps.abs().max() == 0
     assert by_place.abs().max() > 0
-    torch.testing.assert_close(terms.loss, terms.mse + terms.vb)
+    torch.testing.assert_close(terms.loss, terms.parts["mse"] + terms.parts["vb"])
 
 
 def test_guidance_moves_all_latent_channels_or_only_the_first():

@@ -7,7 +7,7 @@ import torch
 
 from shared.errors import InputError
 from train.data import Batch
-from train.diffusion.iddpm import LossTerms
+from train.diffusion.terms import LossTerms
 from train.metrics import MetricsLog, Totals, require_tensorboard
 from train.model.config import STDiTConfig
 from train.model.flops import stdit_training_flop
@@ -42,7 +42,7 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     config = STDiTConfig(hidden_size=32, depth=1, num_heads=2)
     batch = Batch(
         latents=torch.zeros(2, 4, 3, 4, 6),
-        levels=torch.zeros(2),
+        u=torch.zeros(2, dtype=torch.float64),
         noise_keys=torch.zeros(2, dtype=torch.int64),
         captions=torch.zeros(2, 1, 5, 8),
         mask=torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]),
@@ -52,13 +52,14 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
         width=torch.full((2,), 48.0),
         identity=torch.zeros(2, 2, dtype=torch.int64),
     )
-    totals = Totals(torch.device("cpu"))
+    totals = Totals(torch.device("cpu"), ("mse", "vb"))
     for loss in (1.0, 3.0):
-        terms = LossTerms(loss=torch.full((2,), loss), mse=torch.full((2,), loss / 2), vb=torch.zeros(2))
+        parts = {"mse": torch.full((2,), loss / 2), "vb": torch.zeros(2)}
+        terms = LossTerms(loss=torch.full((2,), loss), parts=parts)
         totals.add(terms, batch, config, wait_seconds=0.25)
     totals.start -= 2.0
     metrics = totals.metrics(step=7, grad_norm=0.5, lr=0.1, ranks=ranks, peak=Peak(tflops=0.001, source="given"))
-    assert (metrics.step, metrics.loss, metrics.mse, metrics.vb) == (7, 2.0, 1.0, 0.0)
+    assert (metrics.step, metrics.loss, metrics.parts) == (7, 2.0, {"mse": 1.0, "vb": 0.0})
     assert metrics.step_ms == pytest.approx(1000, rel=0.1)
     assert metrics.samples_per_second == pytest.approx(2, rel=0.1)
     assert metrics.tokens_per_second == pytest.approx(2 * 3 * 6, rel=0.1)
@@ -70,5 +71,6 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
 
     log = MetricsLog(tmp_path, steps=9, first_step=0, tensorboard=True)
     log.write(metrics)
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 2.0
+    written = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (written["loss"], written["mse"], written["vb"]) == (2.0, 1.0, 0.0)
     assert any((tmp_path / "tensorboard").iterdir())

@@ -47,7 +47,7 @@ def cache(server: S3Server, proxy: Proxy) -> Cache:
 def loader_job(cache: Cache, copies: LocalCopies | None = None, batch_size: int = 2, **settings) -> LoaderJob:
     index = SampleIndex.open(cache, run_bytes=20_000)
     plan = BatchPlan(index.buckets, batch_sizes=dict.fromkeys(index.buckets, batch_size), seed=0)
-    options = {"rank": 0, "world_size": 1, "num_levels": 10, "caption_dropout": 0.0} | settings
+    options = {"rank": 0, "world_size": 1, "caption_dropout": 0.0} | settings
     return LoaderJob.of_index(index, plan, seed=0, copies=copies, **options)
 
 

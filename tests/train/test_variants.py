@@ -175,7 +175,7 @@ def cache(tmp_path_factory) -> Cache:
 def job_of(cache: Cache, *, variants="one", batch_size=4, rank=0, world_size=1, **settings) -> LoaderJob:
     index = SampleIndex.open(cache, variants=variants, run_bytes=RUN_BYTES)
     plan = BatchPlan(index.buckets, batch_sizes=dict.fromkeys(index.buckets, batch_size), seed=5)
-    options = {"num_levels": 10, "caption_dropout": 0.0} | settings
+    options = {"caption_dropout": 0.0} | settings
     return LoaderJob.of_index(index, plan, rank=rank, world_size=world_size, seed=5, **options)
 
 

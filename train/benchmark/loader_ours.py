@@ -36,7 +36,7 @@ def measure(
     """
     index = SampleIndex.open(Cache.open(cache), local_cache=Path(index_folder))
     plan = BatchPlan(index.buckets, batch_sizes=dict.fromkeys(index.buckets, batch_size), seed=0)
-    job = LoaderJob.of_index(index, plan, rank=0, world_size=1, seed=0, num_levels=1000, caption_dropout=0.1)
+    job = LoaderJob.of_index(index, plan, rank=0, world_size=1, seed=0, caption_dropout=0.1)
     batches = load_batches(job, range(num_batches), num_workers=num_workers, pin_memory=False)
     result = timed(batches, ahead=BATCHES_AHEAD, cold=cache if cold else None, step_seconds=step_seconds)
     return {**result, "run_samples": {str(bucket): rows.run_samples for bucket, rows in index.buckets.items()}}

@@ -17,11 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shared.errors import InputError
+from train.diffusion.terms import Denoiser, LossTerms, per_frame, sample_means
 
 NUM_TIMESTEPS = 1000
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x (B, C, T, H, W), timestep (B,)) -> prediction (B, 2C, T, H, W): noise, then the variance's place in its range."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,16 +124,15 @@ def learned_log_variance(
     return share * greatest + (1 - share) * least
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossTerms:
-    """The loss of each sample, (B,) each."""
+def min_snr_weights(schedule: Schedule, level: Int[Tensor, " B"], gamma: float) -> Float[Tensor, " B"]:
+    """Returns min(SNR, gamma) / SNR, float64: weights of the noise's error that leave easy levels less to say.
 
-    loss: Tensor
-    """mse + vb."""
-    mse: Tensor
-    """Mean squared error of the noise."""
-    vb: Tensor
-    """The variational bound's term at the sample's level, in bits a dimension."""
+    The ratio of signal to noise is alpha_bar / (1 - alpha_bar). To weigh the error of x_0 by min(SNR, gamma) is to
+    weigh that of the noise by this. Source: Hang et al., arXiv 2303.09556, section 3.4.
+    """
+    alpha_bar = schedule.alpha_bars.to(level.device)[level]
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) / snr
 
 
 def training_loss(
@@ -144,22 +141,31 @@ def training_loss(
     x0: Float[Tensor, "B C T H W"],
     level: Int[Tensor, " B"],
     noise: Float[Tensor, "B C T H W"],
+    *,
+    frame_mask: Bool[Tensor, "B T"] | None = None,
+    min_snr_gamma: float | None = None,
 ) -> LossTerms:
-    """Returns the hybrid loss of each sample, in float32.
+    """Returns the hybrid loss of each sample, in float32: ``mse``, of the noise, and ``vb``, the variational bound's
+    term at the sample's level in bits a dimension. The loss is their sum, the first weighted if a gamma is given.
 
     Args:
         schedule: Of training.
-        denoiser: The model, with its conditions.
+        denoiser: The model, with its conditions: gives the noise, then the variance's place in its range.
         x0: Latents, float32.
         level: The noise level of each sample.
         noise: Standard normal, float32.
+        frame_mask: False at frames that are given: they get no noise and count in no loss. Every sample has one True.
+        min_snr_gamma: See :func:`min_snr_weights`; None is no weighting.
     """
     x_t = add_noise(schedule, x0, level, noise)
+    if frame_mask is not None:
+        x_t = torch.where(per_frame(frame_mask), x_t, x0)
     predicted_noise, place = denoiser(x_t, schedule.timesteps.to(level.device)[level].float()).chunk(2, dim=1)
-    mse = (predicted_noise - noise).square().flatten(1).mean(1)
+    mse = sample_means((predicted_noise - noise).square(), frame_mask)
     # Detached, so that the bound teaches the variance and leaves the mean to the MSE.
-    vb = bound_bits(schedule, x0, x_t, level, predicted_noise.detach(), place)
-    return LossTerms(loss=mse + vb, mse=mse, vb=vb)
+    vb = sample_means(bound_bits(schedule, x0, x_t, level, predicted_noise.detach(), place), frame_mask)
+    weighted = mse if min_snr_gamma is None else mse * min_snr_weights(schedule, level, min_snr_gamma).to(mse.dtype)
+    return LossTerms(loss=weighted + vb, parts={"mse": mse, "vb": vb})
 
 
 def bound_bits(
@@ -169,8 +175,8 @@ def bound_bits(
     level: Int[Tensor, " B"],
     predicted_noise: Float[Tensor, "B C T H W"],
     place: Float[Tensor, "B C T H W"],
-) -> Float[Tensor, " B"]:
-    """Returns the bound's term of each sample in bits a dimension: a KL divergence, at level 0 the decoder's NLL."""
+) -> Float[Tensor, "B C T H W"]:
+    """Returns the bound's term of each value in bits: a KL divergence, at level 0 the decoder's NLL."""
     log_variance = learned_log_variance(schedule, place, level)
     mean = posterior_mean(schedule, predict_x0(schedule, x_t, level, predicted_noise), x_t, level)
     true_mean = posterior_mean(schedule, x0, x_t, level)
@@ -184,7 +190,7 @@ def bound_bits(
     )
     nll = -_discretized_log_likelihood(x0, mean, 0.5 * log_variance)
     first = (level == 0).view(-1, *[1] * (x0.ndim - 1))
-    return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
+    return torch.where(first, nll, kl) / math.log(2)
 
 
 def _discretized_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
