@@ -33,7 +33,9 @@ def test_iddpm_takes_the_levels_of_the_draws_and_gives_the_hybrid_loss():
     assert objective.learns_variance
 
 
-@pytest.mark.parametrize(("settings", "ratio"), [({}, (32 * 32 / 512**2) ** 0.5 * 3**0.5), ({"flow_shift": False}, 1.0)])
+@pytest.mark.parametrize(
+    ("settings", "ratio"), [({}, (32 * 32 / 512**2) ** 0.5 * 3**0.5), ({"flow_shift": False}, 1.0)]
+)
 def test_rectified_flow_shifts_the_times_of_the_draws_by_the_size_of_the_clip(settings, ratio):
     values = draw("x0", "noise", "answer")
     objective = create_objective("rectified-flow", model="m", spatial_stride=8, **settings)

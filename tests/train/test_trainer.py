@@ -67,6 +67,19 @@ def test_training_lowers_the_loss_in_bfloat16_as_in_float32(ranks, small_config)
     assert means["bfloat16"] == pytest.approx(means["float32"], rel=0.02)
 
 
+def test_rectified_flow_and_min_snr_are_trained_when_asked_for(ranks, small_config):
+    flow = small_config.changed(objective="rectified-flow", output=small_config.output / "flow", steps=40, lr=3e-3)
+    train(flow, ranks)
+    lines = [json.loads(line) for line in (flow.output / "metrics.jsonl").read_text().splitlines()]
+    assert all("vb" not in line and line["loss"] == pytest.approx(line["mse"]) for line in lines)
+    assert lines[0]["loss"] == pytest.approx(2, rel=0.15)  # x0 - noise is the answer, and a new model says 0
+    assert sum(line["loss"] for line in lines[-8:]) / 8 < 0.85 * lines[0]["loss"]
+    weighted = small_config.changed(min_snr_gamma=5.0, output=small_config.output / "weighted", steps=2)
+    train(weighted, ranks)
+    for line in map(json.loads, (weighted.output / "metrics.jsonl").read_text().splitlines()):
+        assert line["loss"] < line["mse"] + line["vb"] - 0.01
+
+
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(ranks, small_config):
     config = small_config.changed(lr=1e30, steps=20)
     with pytest.raises(InputError, match=r"step \d+: the loss is (nan|inf): lower --lr"):
@@ -139,6 +152,7 @@ def test_a_run_folder_of_another_run_is_refused_and_both_values_are_named(ranks,
         ({"model_settings": ("patch_size=[1,4,4]",)}, "bucket 3x32x48: latent of 3x4x6 .* not divisible"),
         ({"model_settings": ("pred_sigma=false",)}, "pred_sigma=false: the loss teaches the variance too"),
         ({"buckets": ("9x9x9",)}, "bucket 9x9x9: the cache holds 2x32x32, 3x32x48"),
+        ({"min_snr_gamma": 5.0, "objective": "rectified-flow"}, "min_snr_gamma=5.0 does nothing with objective=rect"),
         ({"attention_backend": "cudnn"}, "'cudnn' is not available on cpu"),
     ],
     ids=str,
