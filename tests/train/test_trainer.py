@@ -76,8 +76,8 @@ def test_rectified_flow_and_min_snr_are_trained_when_asked_for(ranks, small_conf
     assert sum(line["loss"] for line in lines[-8:]) / 8 < 0.85 * lines[0]["loss"]
     weighted = small_config.changed(min_snr_gamma=5.0, output=small_config.output / "weighted", steps=2)
     train(weighted, ranks)
-    for line in map(json.loads, (weighted.output / "metrics.jsonl").read_text().splitlines()):
-        assert line["loss"] < line["mse"] + line["vb"] - 0.01
+    lines = [json.loads(line) for line in (weighted.output / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["loss"] for line in lines) < sum(line["mse"] + line["vb"] for line in lines) - 0.1
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(ranks, small_config):
