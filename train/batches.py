@@ -7,6 +7,7 @@ from train.loader import load_batches
 from train.local_copies import LocalCopies
 from train.parallel.ranks import Ranks
 from train.rank_batches import LoaderJob
+from train.sample_index import SampleIndex
 from train.setup import CheckedRun
 
 
@@ -18,13 +19,14 @@ def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[
         ranks: This rank among the others.
         first_step: Counted from 0.
     """
-    config, data = run.config, run.config.data
+    config, data, index = run.config, run.config.data, run.index
+    assert isinstance(index, SampleIndex)
     copies = None
-    if data.local_cache is not None and run.index.cache.store.local_path("shards") is None:
+    if data.local_cache is not None and index.cache.store.local_path("shards") is None:
         limit_bytes = int(data.local_cache_gb * 1e9)
-        copies = LocalCopies(folder=data.local_cache, limit_bytes=limit_bytes, url=run.index.cache.url)
+        copies = LocalCopies(folder=data.local_cache, limit_bytes=limit_bytes, url=index.url)
     job = LoaderJob.of_index(
-        run.index,
+        index,
         run.plan,
         rank=ranks.rank,
         world_size=ranks.world_size,

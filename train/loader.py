@@ -14,7 +14,8 @@ import torch
 from shared.errors import InputError
 from train.batch_memory import BatchBuffer, BufferPool
 from train.data import Batch
-from train.rank_batches import LoaderJob, Report, SlotFiller, batch_dtypes, padded_length
+from train.rank_batches import LoaderJob, Report, SlotFiller, batch_dtypes
+from train.step_samples import padded_length
 
 BATCHES_AHEAD = 3
 """Batches that workers have ready while the trainer is at one."""

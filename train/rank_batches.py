@@ -21,16 +21,16 @@ from shared.spec import Bucket
 from shared.stores.store import Store
 from train.batch_memory import BatchShape, BatchTensors
 from train.bucket_walk import Visit
-from train.draws import draw_captions, draw_samples, sample_keys
+from train.draws import draw_captions, sample_keys
 from train.index_columns import Array, IndexColumns, IndexFolder, Payloads
 from train.local_copies import LocalCopies
 from train.plan import BatchPlan, rank_slots
 from train.run_reader import DamagedError, Run, open_reader, run_payloads
 from train.sample_index import SampleIndex
+from train.step_samples import draw_step
 
 OnCorrupt = Literal["stop", "skip"]
 
-_CAPTION_MULTIPLE = 16
 _STEPS_AHEAD = 8
 
 
@@ -129,14 +129,6 @@ def batch_dtypes(columns: IndexColumns, codecs: list[str]) -> tuple[torch.dtype,
     return delivered(columns.latent), delivered(columns.caption)
 
 
-def padded_length(longest: int, max_tokens: int) -> int:
-    """Returns the length to which captions are padded: a multiple of 16, but at most ``max_tokens``.
-
-    GPU kernels are planned anew for each length that they meet, which costs more than the padding.
-    """
-    return min(max_tokens, -(-longest // _CAPTION_MULTIPLE) * _CAPTION_MULTIPLE)
-
-
 class SlotFiller:
     """Fills some slots' places in one rank's batches, for consecutive steps.
 
@@ -169,20 +161,22 @@ class SlotFiller:
         """
         self._ask_ahead(step)
         job, columns = self._job, self._columns
-        bucket, number = self._plan.locate(step)
-        walk = self._plan.walk(bucket)
-        rows, epochs = walk.take(number, slice(None))
-        keys = sample_keys(job.seed, epochs, columns.identity[rows])
-        starts = columns.caption_start[rows]
-        draws = draw_samples(keys, columns.caption_start[rows + 1] - starts, caption_dropout=job.caption_dropout)
-        captions = starts + draws.caption
-        length = padded_length(int(columns.num_tokens[captions].max()), job.max_tokens)
+        taken = draw_step(
+            self._plan,
+            columns,
+            step,
+            seed=job.seed,
+            caption_dropout=job.caption_dropout,
+            max_tokens=job.max_tokens,
+        )
+        bucket, length, draws = taken.bucket, taken.caption_length, taken.draws
+        rows, epochs, captions = taken.rows, taken.epochs, taken.captions
         report = Report(bucket=bucket, caption_length=length)
         tensors = job.shape(bucket, length, self._dtypes).tensors(buffer)
         first = job.slots(bucket).start
         places = self._places[bucket]
         mine = slice(first + places.start, first + places.stop)
-        runs, _ = walk.runs(number, mine)
+        runs, _ = self._plan.walk(bucket).runs(taken.number, mine)
         tensors.u[places.start : places.stop] = torch.from_numpy(draws.u[mine])
         tensors.noise_keys[places.start : places.stop] = torch.from_numpy(draws.noise_key[mine])
         tensors.drop_caption[places.start : places.stop] = torch.from_numpy(draws.drop[mine])

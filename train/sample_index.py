@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from shared.cache.dataset import Cache
+from shared.cache.dataset import Cache, Provenance
 from shared.cache.layout import LATENT_STREAM, TEXT_STREAM
 from shared.cache.live import find_live
 from shared.errors import InputError
@@ -42,19 +42,23 @@ def samples_a_run(latent_shape: Sequence[int], text_shape: tuple[int, int], run_
     return min(max(1, round(run_bytes / sample_bytes)), MAX_RUN_SAMPLES)
 
 
-class SampleIndex:
-    """The samples, as columns that the processes of a node share. Build it with :meth:`open`."""
+class IndexedSamples:
+    """The samples that a run trains on, as columns that the processes of a node share.
 
-    def __init__(self, cache: Cache, folder: IndexFolder) -> None:
-        self.cache, self.folder = cache, folder
+    Args:
+        url: Where they come from, for messages.
+        provenance: Of their streams.
+        folder: The columns.
+    """
+
+    def __init__(self, url: str, provenance: Provenance, folder: IndexFolder) -> None:
+        self.url, self.provenance, self.folder = url, provenance, folder
         about = folder.about()
-        latent, text = cache.provenance[LATENT], cache.provenance[TEXT]
+        latent, text = provenance[LATENT], provenance[TEXT]
         self.geometry = VaeGeometry.recorded(latent)
         self.moments: bool = latent.get("posterior") == "mean+logvar"
         self.caption_channels: int = text["text_channels"]
         self.max_tokens: int = text["max_tokens"]
-        self.shards: list[str] = about["shards"]
-        self.codecs: list[str] = about["codecs"]
         self.digest: str = about["digest"]
         text_shape = (self.max_tokens, self.caption_channels)
         self.buckets: dict[Bucket, BucketRows] = {}
@@ -70,6 +74,43 @@ class SampleIndex:
             )
             self._fps[bucket] = entry["fps"]
             self._check_latents(bucket, tuple(entry["latent_shape"]))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch, of all buckets."""
+        return sum(rows.num_samples for rows in self.buckets.values())
+
+    def latent_size(self, bucket: Bucket) -> tuple[int, int, int]:
+        """Returns the frames, rows and columns of a bucket's latents."""
+        return latent_shape(bucket, self.geometry)[1:]
+
+    def stored_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
+        """Returns the shape of a bucket's latents as they are stored: (C, T, H, W), or (2C, T, H, W) of moments."""
+        channels, *size = latent_shape(bucket, self.geometry)
+        return (channels * 2 if self.moments else channels, size[0], size[1], size[2])
+
+    def fps(self, bucket: Bucket) -> float:
+        """Returns the median frame rate of a bucket's samples."""
+        return self._fps[bucket]
+
+    def _check_latents(self, bucket: Bucket, found: tuple[int, ...]) -> None:
+        expected = self.stored_shape(bucket)
+        if found != expected:
+            raise InputError(
+                f"{self.url}: the latents of bucket {bucket} have shape {found}, expected {expected}: "
+                "run preprocess.verify"
+            )
+
+
+class SampleIndex(IndexedSamples):
+    """The samples of a cache. Build it with :meth:`open`."""
+
+    def __init__(self, cache: Cache, folder: IndexFolder) -> None:
+        super().__init__(cache.url, cache.provenance, folder)
+        about = folder.about()
+        self.cache = cache
+        self.shards: list[str] = about["shards"]
+        self.codecs: list[str] = about["codecs"]
 
     @classmethod
     def open(
@@ -121,29 +162,3 @@ class SampleIndex:
             return {**asdict(built), "run_bytes": run_bytes}
 
         return cls(cache, build_once(node_folder(local_cache), made_from, build))
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of an epoch, of all buckets."""
-        return sum(rows.num_samples for rows in self.buckets.values())
-
-    def latent_size(self, bucket: Bucket) -> tuple[int, int, int]:
-        """Returns the frames, rows and columns of a bucket's latents."""
-        return latent_shape(bucket, self.geometry)[1:]
-
-    def stored_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
-        """Returns the shape of a bucket's latents as they are stored: (C, T, H, W), or (2C, T, H, W) of moments."""
-        channels, *size = latent_shape(bucket, self.geometry)
-        return (channels * 2 if self.moments else channels, size[0], size[1], size[2])
-
-    def fps(self, bucket: Bucket) -> float:
-        """Returns the median frame rate of a bucket's samples."""
-        return self._fps[bucket]
-
-    def _check_latents(self, bucket: Bucket, found: tuple[int, ...]) -> None:
-        expected = self.stored_shape(bucket)
-        if found != expected:
-            raise InputError(
-                f"{self.cache.url}: the latents of bucket {bucket} have shape {found}, expected {expected}: "
-                "run preprocess.verify"
-            )

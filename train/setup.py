@@ -17,7 +17,7 @@ from train.model.config import STDiTConfig
 from train.parallel.ranks import Ranks
 from train.plan import BatchPlan, batch_sizes_by_tokens, rank_slots, select_buckets
 from train.run_folder import RunDescription, jsonable, open_run
-from train.sample_index import SampleIndex, Selection
+from train.sample_index import IndexedSamples, SampleIndex, Selection
 
 _SET_ELSEWHERE = {
     "in_channels": "the cache decides it",
@@ -33,7 +33,7 @@ class CheckedRun:
     """A run whose settings fit each other, the cache and the ranks."""
 
     config: TrainConfig
-    index: SampleIndex
+    index: IndexedSamples
     plan: BatchPlan
     model_config: STDiTConfig
     dtype: torch.dtype
@@ -105,22 +105,20 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     )
 
 
-def require_same_index(index: SampleIndex, ranks: Ranks) -> None:
+def require_same_index(index: IndexedSamples, ranks: Ranks) -> None:
     """Raises :class:`InputError` if ranks see different samples, as while a job adds some. All ranks call it."""
     number = float(int(index.digest[:12], 16))
     if ranks.maximum(number) != -ranks.maximum(-number):
-        raise InputError(
-            f"{index.cache.url}: the ranks found different samples there: wait until no job adds to the cache"
-        )
+        raise InputError(f"{index.url}: the ranks found different samples there: wait until no job adds to the cache")
 
 
 def _describe(
-    config: TrainConfig, index: SampleIndex, architecture: STDiTConfig, buckets: list[Bucket]
+    config: TrainConfig, index: IndexedSamples, architecture: STDiTConfig, buckets: list[Bucket]
 ) -> RunDescription:
     return RunDescription(
         config=config.to_json(),
         model_config=jsonable(architecture),
-        provenance=index.cache.provenance,
+        provenance=index.provenance,
         buckets={str(b): {"samples": index.buckets[b].num_samples, "fps": index.fps(b)} for b in buckets},
         samples_sha256=index.digest,
     )

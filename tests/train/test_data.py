@@ -14,8 +14,9 @@ from train.data import Batch
 from train.index_columns import IMAGE_FPS, IndexFolder
 from train.loader import load_batches
 from train.plan import BatchPlan
-from train.rank_batches import LoaderJob, padded_length
+from train.rank_batches import LoaderJob
 from train.sample_index import SampleIndex
+from train.step_samples import padded_length
 
 STEPS = 9
 SIZES = {Bucket(2, 32, 32): 17, Bucket(3, 32, 48): 14}
