@@ -283,7 +283,7 @@ def padded(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 1 - axis) + (0, missing))
 
 
-def test_a_longer_caption_of_a_replacing_sample_is_not_cut(tmp_path):
+def test_a_longer_caption_of_a_replacing_sample_is_not_cut(tmp_path, monkeypatch):
     cache = write_cache(tmp_path / "cache", {Bucket(2, 32, 32): 8}, samples_per_shard=8)
     job = dataclasses.replace(loader_job(cache, on_corrupt="skip", batch_size=1), max_tokens=40)
     columns = job.index.columns()
@@ -291,13 +291,8 @@ def test_a_longer_caption_of_a_replacing_sample_is_not_cut(tmp_path):
     row = tokens.index(min(tokens))
     shard, offset = job.shards[int(columns.latent.shard[row])], int(columns.latent.offset[row])
     flip_byte(cache, {"shard": shard, "offset": offset})
-    import train.rank_batches as rank_batches
-
-    original, rank_batches._CAPTION_MULTIPLE = rank_batches._CAPTION_MULTIPLE, 1
-    try:
-        batches = list(load_batches(job, range(8), num_workers=0, pin_memory=False))
-    finally:
-        rank_batches._CAPTION_MULTIPLE = original
+    monkeypatch.setattr("train.step_samples._CAPTION_MULTIPLE", 1)
+    batches = list(load_batches(job, range(8), num_workers=0, pin_memory=False))
     (skipped,) = [batch for batch in batches if batch.num_skipped]
     assert int(skipped.mask.sum()) == tokens[(row + 1) % 8] > tokens[row]
     assert skipped.captions.shape[2] == skipped.mask.shape[1] == tokens[(row + 1) % 8]
