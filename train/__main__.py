@@ -1,11 +1,10 @@
 """``python -m train``, alone or under torchrun: parse, join the ranks, train, exit."""
 
+import json
 import sys
 
-import tyro
-
 from shared.errors import run_entry_point
-from train.config import TrainConfig
+from train.config.command_line import parse_command_line
 from train.parallel.ranks import join_ranks
 
 
@@ -14,7 +13,11 @@ def main() -> int:
     with join_ranks() as ranks:
 
         def run() -> int:
-            config = ranks.agree(lambda: tyro.cli(TrainConfig, prog="python -m train", console_outputs=ranks.is_first))
+            config = ranks.agree(lambda: parse_command_line(sys.argv[1:], console_outputs=ranks.is_first))
+            if config.print_config:
+                if ranks.is_first:
+                    print(json.dumps(config.to_json(), indent=2))
+                return 0
             from train.trainer import train  # imports deepspeed, which takes seconds: not for --help
 
             return train(config, ranks)

@@ -69,6 +69,11 @@ class Checkpointer:
         self._ranks.barrier()
         return final
 
+    def newest_name(self) -> str | None:
+        """Returns the name of the newest complete checkpoint."""
+        checkpoints = list_checkpoints(self._run)
+        return checkpoints[-1].name if checkpoints else None
+
     def restore_newest(self) -> int:
         """Restores the newest checkpoint and returns its step; 0 if there is none.
 

@@ -66,6 +66,17 @@ class Batch:
         moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
         return replace(self, **moved)
 
+    def split(self, num_parts: int) -> "list[Batch]":
+        """Returns the batch in parts of equal size; ``num_parts`` divides it."""
+        if num_parts == 1:
+            return [self]
+        chunks: list[dict[str, Any]] = [{} for _ in range(num_parts)]
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), Tensor):
+                for part, chunk in zip(chunks, value.chunk(num_parts), strict=True):
+                    part[field.name] = chunk
+        return [replace(self, **part) for part in chunks]
+
     def clean_latents(self) -> Tensor:
         """Returns the latents (B, C, T, H, W) to train on, float32; of moments a sample."""
         return sample_posterior(self.latents, self.noise_keys) if self.moments else self.latents.float()

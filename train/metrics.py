@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 
 from shared.errors import InputError
 from train.data import Batch
-from train.diffusion.terms import LossTerms
 from train.model.config import STDiTConfig
 from train.model.flops import stdit_training_flop
 from train.parallel.ranks import Ranks
 from train.peak import Peak, synchronize, utilisation
 from train.run_folder import METRICS_FILE, write_durably
+from train.step import StepResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +30,7 @@ class StepMetrics:
     parts: dict[str, float]
     """What the loss is made of, by name."""
     grad_norm: float
-    """Of the last step, before clipping."""
+    """Of the last step that was applied, before clipping."""
     lr: float
     samples_per_second: float
     tokens_per_second: float
@@ -42,11 +41,8 @@ class StepMetrics:
     tflops_per_device: float
     """Model FLOP: three times the forward pass, recomputation not counted."""
     mfu: float
-
-    def require_finite(self) -> None:
-        """Raises :class:`InputError` if the loss is no number any more: nothing is learnt after that."""
-        if not math.isfinite(self.loss):
-            raise InputError(f"step {self.step}: the loss is {self.loss}: lower --lr, or add --warmup-steps")
+    nan_steps: int = 0
+    """Steps since the line before whose loss or gradient was no finite number; losses are means over the others."""
 
     def values(self) -> dict[str, float]:
         """Returns all of it by name; the parts of the loss stand behind it."""
@@ -63,6 +59,7 @@ class StepMetrics:
             f"{self.tokens_per_second:.0f} tokens/s {self.step_ms:.0f} ms/step "
             f"data wait {self.data_wait_ms:.1f} ms ({100 * self.data_wait_fraction:.1f} %) | "
             f"{self.tflops_per_device:.3g} TFLOP/s a device, MFU {100 * self.mfu:.1f} %"
+            + (f" | {self.nan_steps} steps left out" if self.nan_steps else "")
         )
 
 
@@ -77,16 +74,22 @@ class Totals:
     def __init__(self, device: torch.device, parts: tuple[str, ...]) -> None:
         self.parts = parts
         self.losses = torch.zeros(1 + len(parts), dtype=torch.float64, device=device)
+        self.grad_norm = torch.zeros(())
         self.num_steps = 0
+        self.num_applied = 0
         self.samples = 0
         self.tokens = 0
         self.model_flop = 0.0
         self.wait_seconds = 0.0
         self.start = time.perf_counter()
 
-    def add(self, terms: LossTerms, batch: Batch, config: STDiTConfig, wait_seconds: float) -> None:
+    def add(self, result: StepResult, batch: Batch, config: STDiTConfig, wait_seconds: float) -> None:
         """Takes one step in."""
-        self.losses += torch.stack([terms.loss, *(terms.parts[name] for name in self.parts)]).detach().mean(1)
+        if result.applied:
+            terms = result.terms
+            self.losses += torch.stack([terms.loss, *(terms.parts[name] for name in self.parts)]).detach().mean(1)
+            self.grad_norm = result.grad_norm
+            self.num_applied += 1
         frames, rows, columns = config.grid(tuple(batch.latents.shape[2:]))  # type: ignore[arg-type]
         flop = stdit_training_flop(
             config,
@@ -100,11 +103,11 @@ class Totals:
         self.model_flop += len(batch) * flop
         self.wait_seconds += wait_seconds
 
-    def metrics(self, *, step: int, grad_norm: float, lr: float, ranks: Ranks, peak: Peak) -> StepMetrics:
+    def metrics(self, *, step: int, lr: float, ranks: Ranks, peak: Peak) -> StepMetrics:
         """Returns the means over steps and ranks. All ranks call it."""
         synchronize(ranks.device)
         seconds = time.perf_counter() - self.start
-        mine = [*(self.losses / self.num_steps).tolist(), self.samples, self.tokens, self.model_flop]
+        mine = [*(self.losses / self.num_applied).tolist(), self.samples, self.tokens, self.model_flop]
         loss, *parts, samples, tokens, model_flop = ranks.mean(torch.tensor(mine, dtype=torch.float64)).tolist()
         wait = ranks.maximum(self.wait_seconds)
         tflops, mfu = utilisation(model_flop * ranks.world_size, seconds, ranks.world_size, peak.tflops)
@@ -112,7 +115,7 @@ class Totals:
             step=step,
             loss=loss,
             parts=dict(zip(self.parts, parts, strict=True)),
-            grad_norm=grad_norm,
+            grad_norm=float(self.grad_norm),
             lr=lr,
             samples_per_second=samples * ranks.world_size / seconds,
             tokens_per_second=tokens * ranks.world_size / seconds,
@@ -121,6 +124,7 @@ class Totals:
             data_wait_fraction=wait / seconds,
             tflops_per_device=tflops,
             mfu=mfu,
+            nan_steps=self.num_steps - self.num_applied,
         )
 
 

@@ -97,6 +97,13 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
         sizes = batch_sizes_by_tokens(
             tokens, batch_tokens=config.data.batch_tokens, multiple=config.data.batch_multiple
         )
+    for bucket, size in sizes.items():
+        parts = config.optimiser.gradient_accumulation
+        if size // ranks.world_size % parts:
+            raise InputError(
+                f"gradient_accumulation={parts} does not divide the {size // ranks.world_size} samples that a rank "
+                f"takes of bucket {bucket}: use a divisor of it, or another batch size"
+            )
     plan = BatchPlan(buckets, batch_sizes=sizes, seed=config.seed)
     if ranks.is_first:
         open_run(config.output, _describe(config, index, architecture, list(buckets)))

@@ -1,7 +1,9 @@
 """One step of training: the loss of a batch, its gradients, and the optimiser's step."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from train.data import Batch
@@ -11,6 +13,18 @@ from train.ops.cpu_bfloat16 import bfloat16_products
 from train.parallel.zero import take_step
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What a step came to."""
+
+    terms: LossTerms
+    """Of this rank's samples."""
+    grad_norm: Tensor
+    """Before clipping, over all ranks."""
+    applied: bool
+    """Whether the weights took the step; the same on all ranks. They do not where anything was no finite number."""
+
+
 class TrainingStep:
     """Takes steps with a model in DeepSpeed's engine.
 
@@ -18,10 +32,12 @@ class TrainingStep:
         engine: DeepSpeed's.
         model: The module inside it.
         objective: What it is trained for.
+        accumulation: Parts in which a batch is computed.
     """
 
-    def __init__(self, engine: Any, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, engine: Any, model: nn.Module, objective: Objective, *, accumulation: int = 1) -> None:
         self._engine, self._model, self._objective = engine, model, objective
+        self._accumulation = accumulation
 
     def loss(self, batch: Batch) -> LossTerms:
         """Returns the loss of each sample of a batch on the model's device."""
@@ -32,8 +48,8 @@ class TrainingStep:
 
         return self._objective.loss(denoise, batch.clean_latents(), batch.u, batch.noise())
 
-    def take(self, batch: Batch, lr: float) -> tuple[LossTerms, Tensor]:
-        """Takes one step, and returns the losses and the gradient's norm before clipping. All ranks call it.
+    def take(self, batch: Batch, lr: float) -> StepResult:
+        """Takes one step, unless its loss or gradient is no finite number on any rank. All ranks call it.
 
         Args:
             batch: This rank's, on its device.
@@ -41,7 +57,30 @@ class TrainingStep:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        with bfloat16_products(batch.latents.device):
-            terms = self.loss(batch)
-            self._engine.backward(terms.loss.mean())
-        return terms, take_step(self._engine, self._model)
+        parts = []
+        for index, part in enumerate(batch.split(self._accumulation)):
+            with bfloat16_products(batch.latents.device):
+                terms = self.loss(part)
+                self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
+            if index + 1 < self._accumulation:
+                self._engine.step()  # counts the part; the optimiser's step comes after the last
+            parts.append(terms)
+        norm, applied = take_step(self._engine, self._model)
+        return StepResult(terms=_joined(parts), grad_norm=norm, applied=applied)
+
+
+def _poisoned_unless_finite(loss: Tensor) -> Tensor:
+    """Returns the loss so that its gradient is no number unless it is finite.
+
+    An infinite loss may have a finite gradient. This way the gradient's norm tells all ranks, without waiting for one.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
+def _joined(terms: list[LossTerms]) -> LossTerms:
+    if len(terms) == 1:
+        return terms[0]
+    return LossTerms(
+        loss=torch.cat([each.loss.detach() for each in terms]),
+        parts={name: torch.cat([each.parts[name].detach() for each in terms]) for name in terms[0].parts},
+    )

@@ -1,6 +1,7 @@
 """A training run: everything is checked and built, then the steps are taken."""
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from train.config import TrainConfig
 from train.ema import Ema
 from train.metrics import MetricsLog, Totals
 from train.model.stdit import STDiT
+from train.not_finite import NotFiniteGuard
 from train.parallel.ranks import Ranks
 from train.parallel.zero import MasterWeights, build_engine
 from train.peak import Peak, find_peak
+from train.sample_sources import sources_of
 from train.schedules import learning_rate
 from train.setup import CheckedRun, check_run, require_same_index
 from train.step import TrainingStep
@@ -60,7 +63,8 @@ class Trainer:
         )
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
         engine: Any = build_engine(model, config, ranks.device, ranks.world_size)
-        self._step = TrainingStep(engine, model, run.objective)
+        accumulation = config.optimiser.gradient_accumulation
+        self._step = TrainingStep(engine, model, run.objective, accumulation=accumulation)
         decay = config.optimiser.ema_decay
         self._ema = Ema(MasterWeights(model), decay) if decay is not None else None
         self.checkpointer = Checkpointer(
@@ -92,28 +96,34 @@ class Trainer:
     def take_steps(self, first_step: int, stop: StopRequest, peak: Peak, log: MetricsLog | None) -> None:
         """Trains from ``first_step`` to the last, or until a stop is requested; saves at the end."""
         config, ranks = self._run.config, self._ranks
+        guard = NotFiniteGuard(
+            config.optimiser,
+            ranks,
+            sources=partial(sources_of, self._run.index.cache),
+            last_saved=self.checkpointer.newest_name,
+        )
         batches = open_batches(self._run, ranks, first_step=first_step)
         totals = Totals(ranks.device, self._run.objective.parts)
         num_skipped = 0
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, start=first_step):
             wait_seconds = time.perf_counter() - waiting_since
-            lr = learning_rate(step, config.optimiser)
-            terms, norm = self._step.take(batch.to(ranks.device), lr)
-            if self._ema is not None:
-                self._ema.update(step)
-            totals.add(terms, batch, self._run.model_config, wait_seconds)
-            num_skipped += batch.num_skipped
+            lr = learning_rate(step, config.optimiser, config.decay_steps)
+            result = self._step.take(batch.to(ranks.device), lr)
             taken = step + 1
+            guard.check(taken, batch, result)
+            if self._ema is not None and result.applied:
+                self._ema.update(step)
+            totals.add(result, batch, self._run.model_config, wait_seconds)
+            num_skipped += batch.num_skipped
             stopping = ranks.any(stop.received)
             ending = stopping or taken == config.steps
             if ending or taken % config.log.log_every == 0:
-                metrics = totals.metrics(step=taken, grad_norm=float(norm), lr=lr, ranks=ranks, peak=peak)
+                metrics = totals.metrics(step=taken, lr=lr, ranks=ranks, peak=peak)
                 if log is not None:
                     log.write(metrics)
                 self._tell_skipped(num_skipped)
                 num_skipped = 0
-                ranks.agree(metrics.require_finite)
             if ending or taken % config.checkpoints.checkpoint_every == 0:
                 saved = self.checkpointer.save(taken)
                 if ranks.is_first:

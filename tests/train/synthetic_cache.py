@@ -57,6 +57,7 @@ def write_cache(
     clips_per_source: int = 1,
     views: Sequence[Sequence[tuple[int, bool]]] | None = None,
     fps: Sequence[float] = (8.0,),
+    latent_scale: float = 1.0,
 ) -> Cache:
     """Writes random samples.
 
@@ -76,6 +77,7 @@ def write_cache(
         views: Windows (their numbers) of a clip and whether they are mirrored, taken in turn by the clips; ``samples``
             then counts clips, and a shard holds one window, mirrored or not. Without them no column says so.
         fps: Of samples of a bucket, taken in turn.
+        latent_scale: Of the latents' standard deviation.
     """
     cache = Cache.open_or_create(root, provenance(posterior))
     parsed = {"latent": Codec.parse(codecs[0]), "text.t5": Codec.parse(codecs[1])}
@@ -85,6 +87,7 @@ def write_cache(
         for i in clips:
             name = f"{bucket}-{seed}-{i}" + ("" if view is None else f"-{view}")
             sample = _sample(name, bucket, generator, captions_per_sample, latent_channels)
+            object.__setattr__(sample, "latent", sample.latent * latent_scale)
             object.__setattr__(sample, "fps", fps[i % len(fps)])
             object.__setattr__(sample, "source", f"{bucket}-{seed}-{i // clips_per_source}.mp4")
             object.__setattr__(sample, "manifest", {k: v[i % len(v)] for k, v in (manifest or {}).items()})

@@ -12,6 +12,7 @@ from train.metrics import MetricsLog, Totals, require_tensorboard
 from train.model.config import STDiTConfig
 from train.model.flops import stdit_training_flop
 from train.peak import Peak, find_peak, known_peak, utilisation
+from train.step import StepResult
 
 
 def test_utilisation_is_operations_over_time_over_devices_over_peak():
@@ -56,9 +57,9 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     for loss in (1.0, 3.0):
         parts = {"mse": torch.full((2,), loss / 2), "vb": torch.zeros(2)}
         terms = LossTerms(loss=torch.full((2,), loss), parts=parts)
-        totals.add(terms, batch, config, wait_seconds=0.25)
+        totals.add(StepResult(terms=terms, grad_norm=torch.tensor(0.5), applied=True), batch, config, wait_seconds=0.25)
     totals.start -= 2.0
-    metrics = totals.metrics(step=7, grad_norm=0.5, lr=0.1, ranks=ranks, peak=Peak(tflops=0.001, source="given"))
+    metrics = totals.metrics(step=7, lr=0.1, ranks=ranks, peak=Peak(tflops=0.001, source="given"))
     assert (metrics.step, metrics.loss, metrics.parts) == (7, 2.0, {"mse": 1.0, "vb": 0.0})
     assert metrics.step_ms == pytest.approx(1000, rel=0.1)
     assert metrics.samples_per_second == pytest.approx(2, rel=0.1)

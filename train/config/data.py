@@ -10,6 +10,7 @@ from train.sample_index import Variants
 from train.where import Where, parse_fraction
 
 _BATCH_SIZE = 8
+_LOCAL_CACHE_GB = 100.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,7 @@ class DataOptions:
     """At a sample that is missing or damaged: stop, or train on the next good one instead and count it."""
     local_cache: MayChange[Path | None] = None
     """A folder on a disk of each node: for the index, and for what was read from an object store."""
-    local_cache_gb: MayChange[float] = 100.0
+    local_cache_gb: MayChange[float] = _LOCAL_CACHE_GB
     """Most that --local-cache keeps of an object store, in 10^9 bytes."""
 
     def __post_init__(self) -> None:
@@ -47,6 +48,8 @@ class DataOptions:
             raise InputError(f"batch_size={self.batch_size} and batch_tokens={self.batch_tokens}: give one of them")
         if self.batch_tokens is None and self.batch_multiple != 1:
             raise InputError(f"batch_multiple={self.batch_multiple} does nothing without --batch-tokens")
+        if self.local_cache is None and self.local_cache_gb != _LOCAL_CACHE_GB:
+            raise InputError(f"local_cache_gb={self.local_cache_gb} does nothing without --local-cache")
         if self.where is not None:
             Where(self.where)
         if self.holdout is not None:

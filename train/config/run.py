@@ -5,7 +5,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -17,6 +17,7 @@ from train.config.diffusion import DiffusionOptions
 from train.config.log import LogOptions
 from train.config.optimiser import OptimiserOptions
 from train.config.parallel import ParallelOptions
+from train.config.presets import Preset
 from train.config.settings import MAY_CHANGE, MayChange, require_at_least
 
 
@@ -29,6 +30,12 @@ class TrainConfig:
     """The cache that preprocess made: a folder, or s3://bucket/prefix, gs://, az://."""
     output: MayChange[Path]
     """The run's folder: configuration, metrics, checkpoints."""
+    preset: Preset | None = None
+    """Options that repeat a published stage; --config and the command line go over them."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Options by name in a .json or .yaml file, or a run's run.json; the command line goes over them."""
+    print_config: bool = False
+    """Print all options as JSON, for --config, and stop."""
     steps: MayChange[int] = 1000
     """Optimiser steps of the whole run."""
     seed: int = 0
@@ -50,6 +57,11 @@ class TrainConfig:
         if self.optimiser.ema_decay is not None and self.parallel.zero_stage == 3:
             raise InputError("zero_stage=3 shards the weights that ema_decay averages: use --ema-decay None or stage 2")
 
+    @property
+    def decay_steps(self) -> int:
+        """The step at which a falling learning rate reaches its end."""
+        return self.steps if self.optimiser.decay_steps is None else self.optimiser.decay_steps
+
     @classmethod
     def of(cls, **values: Any) -> "TrainConfig":
         """Returns the configuration with ``values`` by option, whatever their groups.
@@ -58,7 +70,7 @@ class TrainConfig:
             InputError: for an unknown option, or values that do not fit.
         """
         own, by_group = _sort_by_group(values)
-        return cls(**own, **{name: _GROUPS[name](**options) for name, options in by_group.items()})
+        return cls(**own, **{name: GROUPS[name](**options) for name, options in by_group.items()})
 
     def changed(self, **values: Any) -> "TrainConfig":
         """Returns the same configuration with other ``values`` by option, whatever their groups.
@@ -76,34 +88,39 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Returns all options, flat, as JSON values."""
-        return {name: _jsonable(value) for name, value in self.values().items()}
+        values = self.values()
+        if self.optimiser.lr_schedule != "constant":  # so that a run which goes on for longer does not change it
+            values["decay_steps"] = self.decay_steps
+        return {name: _jsonable(values[name]) for name in OPTIONS if name not in NOT_SAVED}
 
 
 def _jsonable(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-_GROUPS: dict[str, Any] = {
+NOT_SAVED = frozenset({"preset", "config", "print_config"})
+"""Options that say where others come from, or what is done instead of training. They are no part of a run."""
+
+GROUPS: dict[str, Any] = {
     name: kind for name, kind in typing.get_type_hints(TrainConfig).items() if dataclasses.is_dataclass(kind)
 }
+"""The groups of options, by name."""
 
 OPTIONS: dict[str, str | None] = {
-    option.name: None for option in dataclasses.fields(TrainConfig) if option.name not in _GROUPS
-} | {option.name: group for group, kind in _GROUPS.items() for option in dataclasses.fields(kind)}
+    option.name: None for option in dataclasses.fields(TrainConfig) if option.name not in GROUPS
+} | {option.name: group for group, kind in GROUPS.items() for option in dataclasses.fields(kind)}
 """The group of each option; None for those of no group."""
 
 TYPES: dict[str, Any] = {
     name: kind
-    for owner in (TrainConfig, *_GROUPS.values())
+    for owner in (TrainConfig, *GROUPS.values())
     for name, kind in typing.get_type_hints(owner, include_extras=True).items()
-    if name not in _GROUPS
+    if name not in GROUPS
 }
 """The annotated type of each option."""
 
 assert (
-    len(OPTIONS)
-    == len(TYPES)
-    == sum(len(dataclasses.fields(k)) for k in (TrainConfig, *_GROUPS.values())) - len(_GROUPS)
+    len(OPTIONS) == len(TYPES) == sum(len(dataclasses.fields(k)) for k in (TrainConfig, *GROUPS.values())) - len(GROUPS)
 ), "two groups have an option of the same name"
 
 FREE_TO_CHANGE = frozenset(name for name, kind in TYPES.items() if MAY_CHANGE in getattr(kind, "__metadata__", ()))
@@ -111,9 +128,9 @@ FREE_TO_CHANGE = frozenset(name for name, kind in TYPES.items() if MAY_CHANGE in
 
 DEFAULTS: dict[str, Any] = {
     option.name: _jsonable(option.default)
-    for owner in (TrainConfig, *_GROUPS.values())
+    for owner in (TrainConfig, *GROUPS.values())
     for option in dataclasses.fields(owner)
-    if option.default is not dataclasses.MISSING
+    if option.default is not dataclasses.MISSING and option.name not in NOT_SAVED
 }
 """Of options that have one: what a run was trained with that was started before there was the option."""
 

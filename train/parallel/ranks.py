@@ -72,6 +72,12 @@ class Ranks:
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self._control)
         return float(values)
 
+    def gather(self, value: Result) -> list[Result]:
+        """Returns the ranks' values, by rank. They are pickled."""
+        values: list[Result | None] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._control)
+        return values  # type: ignore[return-value]  # all are filled
+
     def barrier(self) -> None:
         """Waits until every rank is here."""
         dist.barrier(group=self._control)

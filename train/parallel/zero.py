@@ -18,9 +18,10 @@ from train.config import TrainConfig
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Returns DeepSpeed's configuration for a run."""
     return {
-        "train_batch_size": world_size,  # read by its timers only: the batch sizes are the plan's
+        "train_batch_size": world_size
+        * config.optimiser.gradient_accumulation,  # read by its timers only: the batch sizes are the plan's
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": config.optimiser.gradient_accumulation,
         "gradient_clipping": config.optimiser.gradient_clip,
         "zero_optimization": {"stage": config.parallel.zero_stage},
         "bf16": {"enabled": config.parallel.precision == "bfloat16"},
@@ -38,6 +39,8 @@ def build_engine(model: nn.Module, config: TrainConfig, device: torch.device, wo
     optimizer = torch.optim.AdamW(
         model.to(device).parameters(),
         lr=config.optimiser.lr,
+        betas=config.optimiser.adam_betas,
+        eps=config.optimiser.adam_eps,
         weight_decay=config.optimiser.weight_decay,
         fused=device.type == "cuda",
     )
@@ -49,14 +52,21 @@ def build_engine(model: nn.Module, config: TrainConfig, device: torch.device, wo
     return engine
 
 
-def take_step(engine: Any, model: nn.Module) -> Tensor:
-    """Takes the optimiser's step with the gradients at hand, and returns their norm before clipping."""
-    if engine.zero_optimization_stage() == 0:  # where DeepSpeed clips without keeping the norm
+def take_step(engine: Any, model: nn.Module) -> tuple[Tensor, bool]:
+    """Takes the optimiser's step with the gradients at hand, unless they are no finite numbers.
+
+    Returns their norm before clipping, and whether the step was taken: both are the same on all ranks.
+    """
+    if engine.zero_optimization_stage() == 0:  # where DeepSpeed clips without keeping the norm or looking at it
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if not norm.isfinite():
+            engine.zero_grad()
+            engine.micro_steps += 1  # as its step does, so that it counts the parts of the next batch right
+            return norm, False
         engine.step()
-        return norm
-    engine.step()
-    return torch.as_tensor(engine.get_global_grad_norm())
+        return norm, True
+    engine.step()  # DeepSpeed looks at the norm in the other stages
+    return torch.as_tensor(engine.get_global_grad_norm()), bool(engine.was_step_applied())
 
 
 class MasterWeights:

@@ -1,0 +1,73 @@
+"""What follows where a loss or a gradient is no finite number. The weights did not take that step."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from shared.errors import InputError
+from train.config import OptimiserOptions
+from train.data import Batch
+from train.parallel.ranks import Ranks
+from train.step import StepResult
+
+_NAMED = 4
+
+
+class NotFiniteGuard:
+    """Stops the run, or lets it go on and counts.
+
+    Args:
+        options: ``on_nan`` and ``max_nan_steps``.
+        ranks: All of them call every method.
+        sources: Gives the sources of samples by their identities; those that it does not know are left out.
+        last_saved: Names the checkpoint that a run goes on from, or nothing.
+    """
+
+    def __init__(
+        self,
+        options: OptimiserOptions,
+        ranks: Ranks,
+        *,
+        sources: Callable[[Sequence[str]], dict[str, str]],
+        last_saved: Callable[[], str | None],
+    ) -> None:
+        self._options, self._ranks, self._sources, self._last_saved = options, ranks, sources, last_saved
+        self._in_a_row = 0
+
+    def check(self, step: int, batch: Batch, result: StepResult) -> None:
+        """Looks at a step.
+
+        Args:
+            step: Counted from 1.
+            batch: What this rank trained on.
+            result: The same on all ranks in ``applied``.
+
+        Raises:
+            InputError: at a step that was not applied, unless such are to be skipped and were not too many in a row.
+        """
+        if result.applied:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        losses = result.terms.loss.detach().tolist()
+        found = [(n, loss) for n, loss in zip(batch.samples, losses, strict=True) if not math.isfinite(loss)]
+        everywhere = [each for part in self._ranks.gather(found) for each in part]
+        self._ranks.agree(lambda: self._tell(step, everywhere))
+
+    def _tell(self, step: int, found: list[tuple[str, float]]) -> None:
+        if found:
+            sources = self._sources([name for name, _ in found[:_NAMED]]) if self._ranks.is_first else {}
+            named = ", ".join(f"{sources.get(name, name)} ({loss})" for name, loss in found[:_NAMED])
+            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            what = f"step {step}: the loss is no finite number for {named}{more}"
+        else:
+            what = f"step {step}: the losses are finite, and the gradient's norm is not"
+        limit = self._options.max_nan_steps
+        if self._options.on_nan == "skip" and self._in_a_row < limit:
+            if self._ranks.is_first:
+                print(f"{what}: left out, the weights stay as they were", flush=True)
+            return
+        rows = f", the {limit}th such step in a row" if self._options.on_nan == "skip" else ""
+        raise InputError(
+            f"{what}{rows}; the run goes on from {self._last_saved() or 'its beginning'}: lower --lr, add "
+            "--warmup-steps, leave the samples out with --where, or let such steps be left out with --on-nan skip"
+        )
