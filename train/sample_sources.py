@@ -7,10 +7,18 @@ import pyarrow.compute as pc
 
 from shared.cache.dataset import Cache
 from shared.cache.fragments import read_fragment
+from train.sample_index import IndexedSamples, SampleIndex
 
 
-def sources_of(cache: Cache, samples: Sequence[str]) -> dict[str, str]:
-    """Returns the sources of samples by identity; reads the cache's index until all are found."""
+def sources_of(index: IndexedSamples, samples: Sequence[str]) -> dict[str, str]:
+    """Returns the sources of samples by identity; reads the cache's index until all are found.
+
+    Samples that come from no cache are not found.
+    """
+    return _in_cache(index.cache, samples) if isinstance(index, SampleIndex) else {}
+
+
+def _in_cache(cache: Cache, samples: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     wanted = pa.array(list(samples), pa.string())
     for path in cache.index_files().paths():

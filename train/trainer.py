@@ -99,7 +99,7 @@ class Trainer:
         guard = NotFiniteGuard(
             config.optimiser,
             ranks,
-            sources=partial(sources_of, self._run.index.cache),
+            sources=partial(sources_of, self._run.index),
             last_saved=self.checkpointer.newest_name,
         )
         batches = open_batches(self._run, ranks, first_step=first_step)
