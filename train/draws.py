@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train.permutation import Words, hash_words, uniform
 
-_CAPTION, _LEVEL, _DROP, _NOISE = 1, 2, 3, 4
+_CAPTION, _LEVEL, _DROP, _NOISE, _MASK = 1, 2, 3, 4, 5
 _POSTERIOR = 0x5DEECE66D
 
 
@@ -88,6 +88,17 @@ def sample_posterior(moments: Tensor, keys: Tensor) -> Tensor:
     mean, logvar = moments.float().chunk(2, dim=1)
     noise = standard_normal(keys ^ _POSTERIOR, tuple(mean.shape[1:]), mean.device)
     return mean + torch.exp(0.5 * logvar) * noise
+
+
+def draw_for_masks(keys: Tensor, num_draws: int) -> np.ndarray:
+    """Returns numbers (B, num_draws) from [0, 1), float64, for the frame masks of samples.
+
+    Args:
+        keys: (B,) int64 on the CPU: the samples' noise keys; the noise has no part in these numbers.
+        num_draws: A sample.
+    """
+    words = keys.numpy().view(np.uint64)[:, None]
+    return uniform(hash_words(words, _MASK, np.arange(num_draws)))
 
 
 def sample_generator(seed: int, name: str) -> np.random.Generator:
