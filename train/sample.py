@@ -15,6 +15,7 @@ from shared.errors import InputError, run_entry_point
 from shared.spec import Bucket, VaeGeometry, latent_shape
 from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
 from train.diffusion import iddpm
+from train.diffusion.guidance import guided as guided_prediction
 from train.draws import sample_generator
 from train.model.config import STDiTConfig, config_from_values
 from train.model.stdit import STDiT
@@ -133,7 +134,7 @@ def sample_latent(
         if not guided:
             return model(x, timestep, y)
         conditional, unconditional = model(torch.cat([x, x]), timestep.repeat(2), y, drop_caption=drop).chunk(2)
-        return iddpm.guided(conditional, unconditional, guidance, guidance_channels)
+        return guided_prediction(conditional, unconditional, guidance, x.shape[1], guidance_channels)
 
     return iddpm.sample(schedule, denoise, draw_noise(), draw_noise)[0]
 

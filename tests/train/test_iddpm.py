@@ -68,6 +68,9 @@ def test_respaced_levels_keep_their_signal_shares(schedule):
     assert respaced.num_steps == len(set(respaced.timesteps.tolist())) == 100
     torch.testing.assert_close(respaced.alpha_bars, schedule.alpha_bars[respaced.timesteps])
     torch.testing.assert_close(iddpm.respace(schedule, 1000).betas, schedule.betas)
+    trailing = iddpm.respace(schedule, 30, trailing=True)
+    assert trailing.timesteps[[0, 1, -1]].tolist() == [32, 66, 999]
+    torch.testing.assert_close(trailing.alpha_bars, schedule.alpha_bars[trailing.timesteps])
     for steps in (0, 1001):
         with pytest.raises(InputError, match=f"{steps} sampling steps: expected 1 to 1000"):
             iddpm.respace(schedule, steps)
@@ -142,11 +145,3 @@ def test_the_bound_teaches_the_variance_and_not_the_mean(schedule):
     assert by_eps is None or by_eps.abs().max() == 0
     assert by_place.abs().max() > 0
     torch.testing.assert_close(terms.loss, terms.parts["mse"] + terms.parts["vb"])
-
-
-def test_guidance_moves_all_latent_channels_or_only_the_first():
-    conditional, unconditional = torch.full((1, 8, 1, 1, 1), 2.0), torch.ones(1, 8, 1, 1, 1)
-    assert iddpm.guided(conditional, unconditional, 7.0).flatten().tolist() == [8.0] * 4 + [2.0] * 4
-    assert iddpm.guided(conditional, unconditional, 7.0, 3).flatten().tolist() == [8.0] * 3 + [2.0] * 5
-    with pytest.raises(InputError, match="guidance_channels=5: expected 1 to 4"):
-        iddpm.guided(conditional, unconditional, 7.0, 5)

@@ -8,6 +8,7 @@ import torch
 
 from shared.errors import InputError
 from train.diffusion import rectified_flow
+from train.diffusion.terms import GivenFrames
 
 SHAPE = (3, 2, 5, 4, 4)
 
@@ -103,7 +104,9 @@ def test_eulers_steps_are_those_of_a_sum_by_hand_and_keep_given_frames():
         seen.append(x.clone())
         return 3 * x + timestep.to(x.dtype).view(-1, 1, 1, 1, 1) / 1000
 
-    found = rectified_flow.sample_euler(times, denoise, values["x"], values["given"], mask)
+    found = rectified_flow.sample_euler(
+        times, denoise, values["x"], GivenFrames(latents=values["given"], frame_mask=mask)
+    )
     x = values["x"].clone()
     for t, later in ((1.0, 6 / 7), (6 / 7, 2 / 3), (2 / 3, 0.4), (0.4, 0.0)):  # 2t / (1 + t) at 1, 3/4, 1/2, 1/4
         x = x + (t - later) * (3 * x + t)

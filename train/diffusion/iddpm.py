@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shared.errors import InputError
-from train.diffusion.terms import Denoiser, LossTerms, per_frame, sample_means
+from train.diffusion.terms import Denoiser, GivenFrames, LossTerms, per_frame, sample_means
 
 NUM_TIMESTEPS = 1000
 
@@ -67,18 +67,28 @@ def linear_schedule(num_steps: int = NUM_TIMESTEPS) -> Schedule:
     return Schedule(betas=torch.linspace(1e-4, 2e-2, num_steps, dtype=torch.float64), timesteps=torch.arange(num_steps))
 
 
-def respace(schedule: Schedule, num_steps: int) -> Schedule:
-    """Returns a schedule of ``num_steps`` levels of ``schedule``, evenly spaced, the first and the last among them.
+def respace(schedule: Schedule, num_steps: int, *, trailing: bool = False) -> Schedule:
+    """Returns a schedule of ``num_steps`` levels of ``schedule``, evenly spaced.
 
     The betas are such that the kept levels have the signal shares that they had.
+
+    Args:
+        schedule: Of training.
+        num_steps: Levels to keep.
+        trailing: Keep the last level of each of as many equal parts; otherwise the first and the last of all, and
+            those between, as published. Solvers of second order need it: from a level that is nearly clean they would
+            have to extrapolate over the longest step of all (see docs/diffusion.md).
 
     Raises:
         InputError: if ``num_steps`` is not from 1 to the schedule's number of levels.
     """
     if not 1 <= num_steps <= schedule.num_steps:
         raise InputError(f"{num_steps} sampling steps: expected 1 to {schedule.num_steps}")
-    stride = (schedule.num_steps - 1) / (num_steps - 1) if num_steps > 1 else 0.0
-    kept = torch.tensor([round(stride * i) for i in range(num_steps)])
+    if trailing:
+        kept = torch.tensor([round(schedule.num_steps * (i + 1) / num_steps) - 1 for i in range(num_steps)])
+    else:
+        stride = (schedule.num_steps - 1) / (num_steps - 1) if num_steps > 1 else 0.0
+        kept = torch.tensor([round(stride * i) for i in range(num_steps)])
     alpha_bars = schedule.alpha_bars[kept]
     previous = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
     return Schedule(betas=1 - alpha_bars / previous, timesteps=schedule.timesteps[kept])
@@ -210,27 +220,6 @@ def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def guided(
-    conditional: Float[Tensor, "B 2C T H W"],
-    unconditional: Float[Tensor, "B 2C T H W"],
-    scale: float,
-    guidance_channels: int | None = None,
-) -> Float[Tensor, "B 2C T H W"]:
-    """Returns the prediction under classifier-free guidance; the variance is the conditional one.
-
-    Args:
-        conditional: With the caption.
-        unconditional: With the null caption.
-        scale: 1 is no guidance.
-        guidance_channels: Guide only so many of the first channels; all of them if None. Open-Sora v1.0 guides 3 of 4.
-    """
-    channels = conditional.shape[1] // 2 if guidance_channels is None else guidance_channels
-    if not 1 <= channels <= conditional.shape[1] // 2:
-        raise InputError(f"guidance_channels={channels}: expected 1 to {conditional.shape[1] // 2} latent channels")
-    towards, away = conditional[:, :channels], unconditional[:, :channels]
-    return torch.cat([away + scale * (towards - away), conditional[:, channels:]], dim=1)
-
-
 def ancestral_step(
     schedule: Schedule,
     prediction: Float[Tensor, "B 2C T H W"],
@@ -252,6 +241,7 @@ def sample(
     denoiser: Denoiser,
     x: Float[Tensor, "B C T H W"],
     draw_noise: Callable[[], Float[Tensor, "B C T H W"]],
+    given: GivenFrames | None = None,
 ) -> Float[Tensor, "B C T H W"]:
     """Returns x_0 from pure noise, level by level.
 
@@ -260,9 +250,12 @@ def sample(
         denoiser: The model, with its conditions and guidance.
         x: Standard normal.
         draw_noise: Gives the noise of one step, shaped as x.
+        given: Frames to keep; the model is told of them.
     """
+    x = x if given is None else given.kept_in(x)
     for index in reversed(range(schedule.num_steps)):
         level = torch.full((x.shape[0],), index, device=x.device)
         prediction = denoiser(x, schedule.timesteps[index].float().expand(x.shape[0]).to(x.device))
         x = ancestral_step(schedule, prediction, x, level, draw_noise())
+        x = x if given is None else given.kept_in(x)
     return x

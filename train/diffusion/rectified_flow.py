@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shared.errors import InputError
-from train.diffusion.terms import Denoiser, LossTerms, per_frame, sample_means
+from train.diffusion.terms import Denoiser, GivenFrames, LossTerms, per_frame, sample_means
 
 MODEL_TIMESCALE = 1000
 """What the model is told at time 1."""
@@ -107,26 +107,20 @@ def sample_euler(
     times: Float[Tensor, " N+1"],
     denoiser: Denoiser,
     x: Float[Tensor, "B C T H W"],
-    given: Float[Tensor, "B C T H W"] | None = None,
-    frame_mask: Bool[Tensor, "B T"] | None = None,
+    given: GivenFrames | None = None,
 ) -> Float[Tensor, "B C T H W"]:
     """Returns x_0 from pure noise by Euler's steps.
 
     Args:
         times: See :func:`sampling_times`.
-        denoiser: The model, with its conditions and guidance, ``frame_mask`` among them.
+        denoiser: The model, with its conditions and guidance, the mask of given frames among them.
         x: Standard normal.
-        given: Latents whose frames are kept where ``frame_mask`` is False.
-        frame_mask: True at the frames to make; all of them if None.
+        given: Frames to keep.
     """
-    assert (given is None) == (frame_mask is None)
-
-    def with_given(made: Tensor) -> Tensor:
-        return made if given is None or frame_mask is None else torch.where(per_frame(frame_mask), made, given)
-
-    x = with_given(x)
+    x = x if given is None else given.kept_in(x)
     for time, later in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         told = torch.full((x.shape[0],), MODEL_TIMESCALE * time, device=x.device)
         velocity = denoiser(x, told)[:, : x.shape[1]]
-        x = with_given(x + (time - later) * velocity)
+        x = x + (time - later) * velocity
+        x = x if given is None else given.kept_in(x)
     return x

@@ -7,6 +7,7 @@ Letters: B batch, C channels, T frames, H and W rows and columns.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -36,3 +37,17 @@ def sample_means(values: Float[Tensor, "B C T H W"], frame_mask: Bool[Tensor, "B
 def per_frame(values: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1 T 1 1"]:
     """Returns what belongs to frames, shaped to broadcast over latents."""
     return values[:, None, :, None, None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenFrames:
+    """Frames that sampling is to keep: those of ``latents`` where ``frame_mask`` is False."""
+
+    latents: Float[Tensor, "B C T H W"]
+    """What is given; frames that are made may hold anything."""
+    frame_mask: Bool[Tensor, "B T"]
+    """True at the frames to make, as the model is told."""
+
+    def kept_in(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
+        """Returns ``x`` with the given frames in their places."""
+        return torch.where(per_frame(self.frame_mask), x, self.latents)
