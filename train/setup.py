@@ -59,6 +59,11 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     for name, reason in _SET_ELSEWHERE.items():
         if name in overrides:
             raise InputError(f"--set {name}={overrides[name]}: {reason}")
+    if config.diffusion.mask_ratios and not config.architecture.model.startswith("stdit3"):
+        raise InputError(
+            f"mask_ratios={' '.join(config.diffusion.mask_ratios)}: {config.architecture.model} cannot be told which "
+            "frames are given: use a stdit3 model, or leave it out"
+        )
     model_config(config.architecture.model, **overrides)  # a mistake in it is told before one in the cache
     selection = Selection(where=config.data.where, holdout=config.data.holdout)
     index = SampleIndex.open(

@@ -1,12 +1,15 @@
 """One step of training: the loss of a batch, its gradients, and the optimiser's step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from train.conditions import Conditions, denoiser, draw_frame_mask
 from train.data import Batch
+from train.diffusion.frame_masks import MaskStrategy
 from train.diffusion.objective import Objective
 from train.diffusion.terms import LossTerms
 from train.ops.cpu_bfloat16 import bfloat16_products
@@ -33,20 +36,27 @@ class TrainingStep:
         model: The module inside it.
         objective: What it is trained for.
         accumulation: Parts in which a batch is computed.
+        mask_ratios: How often frames are given rather than made, and which; None: never.
     """
 
-    def __init__(self, engine: Any, model: nn.Module, objective: Objective, *, accumulation: int = 1) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        accumulation: int = 1,
+        mask_ratios: Mapping[MaskStrategy, float] | None = None,
+    ) -> None:
         self._engine, self._model, self._objective = engine, model, objective
-        self._accumulation = accumulation
+        self._accumulation, self._mask_ratios = accumulation, mask_ratios
 
     def loss(self, batch: Batch) -> LossTerms:
         """Returns the loss of each sample of a batch on the model's device."""
-
-        def denoise(x: Tensor, timestep: Tensor) -> Tensor:
-            prediction: Tensor = self._engine(x, timestep, batch.captions, batch.mask, drop_caption=batch.drop_caption)
-            return prediction
-
-        return self._objective.loss(denoise, batch.clean_latents(), batch.u, batch.noise())
+        frame_mask = None if self._mask_ratios is None else draw_frame_mask(batch, self._mask_ratios)
+        conditions = Conditions.of_batch(batch, frame_mask)
+        denoise = denoiser(self._engine, conditions, wants_size=getattr(self._model, "wants_size", False))
+        return self._objective.loss(denoise, batch.clean_latents(), batch.u, batch.noise(), frame_mask=frame_mask)
 
     def take(self, batch: Batch, lr: float) -> StepResult:
         """Takes one step, unless its loss or gradient is no finite number on any rank. All ranks call it.

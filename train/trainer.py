@@ -64,7 +64,9 @@ class Trainer:
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
         engine: Any = build_engine(model, config, ranks.device, ranks.world_size)
         accumulation = config.optimiser.gradient_accumulation
-        self._step = TrainingStep(engine, model, run.objective, accumulation=accumulation)
+        self._step = TrainingStep(
+            engine, model, run.objective, accumulation=accumulation, mask_ratios=config.diffusion.mask_shares
+        )
         decay = config.optimiser.ema_decay
         self._ema = Ema(MasterWeights(model), decay) if decay is not None else None
         self.checkpointer = Checkpointer(

@@ -7,7 +7,7 @@ import tyro
 
 from shared.errors import InputError
 from train.config.settings import require_positive
-from train.diffusion.frame_masks import parse_mask_ratios
+from train.diffusion.frame_masks import MaskStrategy, parse_mask_ratios
 from train.diffusion.objective import ObjectiveName
 from train.diffusion.rectified_flow import TimeDistribution
 
@@ -34,3 +34,8 @@ class DiffusionOptions:
         parse_mask_ratios(self.mask_ratios)
         if not 0 <= self.caption_dropout < 1:
             raise InputError(f"caption_dropout={self.caption_dropout}: expected 0 <= p < 1")
+
+    @property
+    def mask_shares(self) -> dict[MaskStrategy, float] | None:
+        """How often each strategy is taken; None if no frames are ever given."""
+        return parse_mask_ratios(self.mask_ratios) if self.mask_ratios else None
