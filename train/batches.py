@@ -28,8 +28,8 @@ def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[
     job = LoaderJob.of_index(
         index,
         run.plan,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=ranks.data_rank,
+        world_size=ranks.num_data_ranks,
         seed=config.seed,
         caption_dropout=config.diffusion.caption_dropout,
         on_corrupt=data.on_corrupt,

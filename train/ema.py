@@ -1,9 +1,12 @@
 """An exponential moving average of the float32 weights, each rank keeping the part whose master weights it holds."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-from train.parallel.zero import MasterWeights
+from train.parallel.master_weights import MasterWeights
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -28,22 +31,37 @@ class Ema:
         self._masters, self._decay = masters, decay
         self._averages = {name: part.clone() for name, part in masters.parts().items()}
 
+    @property
+    def parts(self) -> Mapping[str, Tensor]:
+        """This rank's part of the average, flat, in float32, by parameter."""
+        return self._averages
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes the weights after ``step`` (counted from 0) into the average."""
         current = self._masters.parts()
         names = list(self._averages)
-        torch._foreach_lerp_(
-            [self._averages[name] for name in names],
-            [current[name] for name in names],
-            1 - decay_at(step, self._decay),
-        )
+        if names:
+            torch._foreach_lerp_(
+                [self._averages[name] for name in names],
+                [current[name] for name in names],
+                1 - decay_at(step, self._decay),
+            )
 
-    def gather(self) -> dict[str, Tensor]:
-        """Returns the whole average on the CPU, by parameter, on rank 0; nothing elsewhere. All ranks call it."""
-        return self._masters.gather(self._averages)
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Lets the model compute with the average inside the block, as for samples. All ranks enter it."""
+        masters = self._masters.parts()
+        kept = {name: part.clone() for name, part in masters.items()}
+        try:
+            self._write(self._averages)
+            yield
+        finally:
+            self._write(kept)
 
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Continues from a gathered average."""
-        for name, part in self._masters.own_parts_of(weights).items():
-            self._averages[name].copy_(part)
+    @torch.no_grad()
+    def _write(self, parts: Mapping[str, Tensor]) -> None:
+        """Puts values into masters and model: at stage 0 in float32 they are the same."""
+        for name, master in self._masters.parts().items():
+            master.copy_(parts[name])
+        self._masters.put_into_model(parts)

@@ -16,10 +16,11 @@ from train.batch_memory import BatchBuffer, BufferPool
 from train.data import Batch
 from train.rank_batches import LoaderJob, Report, SlotFiller, batch_dtypes
 from train.step_samples import padded_length
+from train.stop import SIGNALS
 
 BATCHES_AHEAD = 3
 """Batches that workers have ready while the trainer is at one."""
-_SIGTERM_GRACE_SECONDS = 10
+_GRACE_SECONDS = 10
 _END_SECONDS = 5.0
 
 
@@ -194,7 +195,7 @@ def _work(
     """Fills what it is told to until the other end of the link is closed."""
     os.environ.update(environment)  # the server that forks workers may be older than what a store needs of it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _outlive_sigterm()
+    _outlive_signals()
     torch.set_num_threads(1)
     filler = SlotFiller(pickle.loads(job), steps, part=part, num_parts=num_parts)
     buffers: list[BatchBuffer] = []
@@ -216,10 +217,11 @@ def _work(
         os._exit(0)  # a request that is under way must not hold up the end
 
 
-def _outlive_sigterm() -> None:
-    """Lets this process survive a SIGTERM for long enough that the trainer gets the batch that it waits for.
+def _outlive_signals() -> None:
+    """Lets this process survive a signal to stop for long enough that the trainer gets the batch that it waits for.
 
     A scheduler sends the signal to every process of a job. The trainer then asks for no further batch.
     """
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SIGTERM_GRACE_SECONDS))
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: signal.alarm(_GRACE_SECONDS))

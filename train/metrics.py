@@ -110,15 +110,15 @@ class Totals:
         mine = [*(self.losses / self.num_applied).tolist(), self.samples, self.tokens, self.model_flop]
         loss, *parts, samples, tokens, model_flop = ranks.mean(torch.tensor(mine, dtype=torch.float64)).tolist()
         wait = ranks.maximum(self.wait_seconds)
-        tflops, mfu = utilisation(model_flop * ranks.world_size, seconds, ranks.world_size, peak.tflops)
+        tflops, mfu = utilisation(model_flop * ranks.num_data_ranks, seconds, ranks.world_size, peak.tflops)
         return StepMetrics(
             step=step,
             loss=loss,
             parts=dict(zip(self.parts, parts, strict=True)),
             grad_norm=float(self.grad_norm),
             lr=lr,
-            samples_per_second=samples * ranks.world_size / seconds,
-            tokens_per_second=tokens * ranks.world_size / seconds,
+            samples_per_second=samples * ranks.num_data_ranks / seconds,
+            tokens_per_second=tokens * ranks.num_data_ranks / seconds,
             step_ms=1000 * seconds / self.num_steps,
             data_wait_ms=1000 * wait / self.num_steps,
             data_wait_fraction=wait / seconds,

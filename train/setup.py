@@ -1,6 +1,5 @@
 """Everything about a run that can be checked before it trains."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from train.model import model_config
 from train.model.attention import require_backend
 from train.model.config import STDiTConfig
 from train.parallel.ranks import Ranks
+from train.parallel.sequence import require_size
 from train.plan import BatchPlan, batch_sizes_by_tokens, rank_slots, select_buckets
 from train.run_folder import RunDescription, jsonable, open_run
 from train.sample_index import IndexedSamples, SampleIndex, Selection
@@ -49,12 +49,14 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     dtype = torch.bfloat16 if config.parallel.precision == "bfloat16" else torch.float32
     if config.parallel.attention_backend is not None:
         require_backend(config.parallel.attention_backend, ranks.device.type, dtype)
+    if config.parallel.offload != "none" and ranks.device.type == "cpu":
+        raise InputError(f"offload={config.parallel.offload} does nothing without a GPU: leave it out")
     if config.log.tensorboard:
         require_tensorboard()
     if config.data.batch_tokens is None:
-        rank_slots(config.data.batch_size, ranks.rank, ranks.world_size)
+        rank_slots(config.data.batch_size, ranks.data_rank, ranks.num_data_ranks)
     else:
-        rank_slots(config.data.batch_multiple, ranks.rank, ranks.world_size, name="batch_multiple")
+        rank_slots(config.data.batch_multiple, ranks.data_rank, ranks.num_data_ranks, name="batch_multiple")
     overrides = config.architecture.overrides
     for name, reason in _SET_ELSEWHERE.items():
         if name in overrides:
@@ -94,7 +96,9 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     tokens = {}
     for bucket in buckets:
         try:
-            tokens[bucket] = math.prod(architecture.grid(index.latent_size(bucket)))
+            frames, rows, columns = architecture.grid(index.latent_size(bucket))
+            require_size(frames, rows * columns, config.parallel.sequence_parallel)
+            tokens[bucket] = frames * rows * columns
         except InputError as error:
             raise InputError(f"bucket {bucket}: {error}, or choose others with --buckets") from None
     sizes = dict.fromkeys(buckets, config.data.batch_size)
@@ -104,9 +108,9 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
         )
     for bucket, size in sizes.items():
         parts = config.optimiser.gradient_accumulation
-        if size // ranks.world_size % parts:
+        if size // ranks.num_data_ranks % parts:
             raise InputError(
-                f"gradient_accumulation={parts} does not divide the {size // ranks.world_size} samples that a rank "
+                f"gradient_accumulation={parts} does not divide the {size // ranks.num_data_ranks} samples that a rank "
                 f"takes of bucket {bucket}: use a divisor of it, or another batch size"
             )
     plan = BatchPlan(buckets, batch_sizes=sizes, seed=config.seed)

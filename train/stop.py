@@ -1,14 +1,21 @@
-"""Requests to end a run in order."""
+"""Requests to end a run in order, and what its exit code then is."""
 
 import signal
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before they end a job: SIGTERM, or what Slurm's ``--signal`` names."""
+
+STOPPED = 75
+"""The exit code of a run that saved and ended at a signal before its last step: EX_TEMPFAIL, run it again to go on."""
+
 
 class StopRequest:
-    """Remembers SIGTERM, so that the trainer can finish its step, save, and end."""
+    """Remembers one of the :data:`SIGNALS`, so that the trainer can finish its step, save, and end."""
 
     def __init__(self) -> None:
         self.received = False
-        signal.signal(signal.SIGTERM, self._receive)
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
 
     def _receive(self, _number: int, _frame: object) -> None:
         self.received = True

@@ -2,7 +2,6 @@
 
 import time
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -14,13 +13,13 @@ from train.metrics import MetricsLog, Totals
 from train.model.stdit import STDiT
 from train.not_finite import NotFiniteGuard
 from train.parallel.ranks import Ranks
-from train.parallel.zero import MasterWeights, build_engine
+from train.parallel.zero import build_engine
 from train.peak import Peak, find_peak
 from train.sample_sources import sources_of
 from train.schedules import learning_rate
 from train.setup import CheckedRun, check_run, require_same_index
 from train.step import TrainingStep
-from train.stop import StopRequest
+from train.stop import STOPPED, StopRequest
 
 
 def train(config: TrainConfig, ranks: Ranks) -> int:
@@ -30,18 +29,22 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
         InputError: for settings that do not fit, or a damaged cache.
     """
     stop = StopRequest()
+    ranks.share_samples(config.parallel.sequence_parallel)
     run = ranks.agree(lambda: check_run(config, ranks))
     require_same_index(run.index, ranks)
     trainer = Trainer(run, ranks)
-    first_step = ranks.agree(trainer.checkpointer.restore_newest)
-    ranks.barrier()
+    first_step = trainer.checkpointer.restore_newest()
     peak = find_peak(ranks.device, run.dtype, config.log.peak_tflops)
     log = None
     if ranks.is_first:
         print(trainer.describe(peak, first_step), flush=True)
         log = MetricsLog(config.output, steps=config.steps, first_step=first_step, tensorboard=config.log.tensorboard)
-    trainer.take_steps(first_step, stop, peak, log)
-    return 0
+    taken = trainer.take_steps(first_step, stop, peak, log)
+    if taken == config.steps:
+        return 0
+    if ranks.is_first:
+        print(f"ended at a signal after {taken} of {config.steps} steps: run it again to go on", flush=True)
+    return STOPPED
 
 
 class Trainer:
@@ -61,21 +64,23 @@ class Trainer:
             attention_backend=config.parallel.attention_backend,
             activation_checkpointing=config.parallel.activation_checkpointing,
         )
+        model.layout_for = ranks.sequence.layout_for
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        engine: Any = build_engine(model, config, ranks.device, ranks.world_size)
+        engine, masters = build_engine(model, config, ranks.device, ranks.world_size)
         accumulation = config.optimiser.gradient_accumulation
         self._step = TrainingStep(
             engine, model, run.objective, accumulation=accumulation, mask_ratios=config.diffusion.mask_shares
         )
         decay = config.optimiser.ema_decay
-        self._ema = Ema(MasterWeights(model), decay) if decay is not None else None
+        self._ema = Ema(masters, decay) if decay is not None else None
         self.checkpointer = Checkpointer(
             config.output,
-            engine=engine,
+            masters=masters,
             model=model,
             ema=self._ema,
             ranks=ranks,
             keep=config.checkpoints.keep_checkpoints,
+            keep_every=config.checkpoints.keep_every,
         )
 
     def describe(self, peak: Peak, first_step: int) -> str:
@@ -84,10 +89,15 @@ class Trainer:
         parallel = config.parallel
         return (
             f"{config.architecture.model}: {self._num_parameters / 1e6:.1f} M parameters, {parallel.precision}, "
-            f"ZeRO {parallel.zero_stage}, {ranks.world_size} x {ranks.device.type}, batch {self._batch_sizes()}, "
+            f"ZeRO {parallel.zero_stage}, {ranks.world_size} x {ranks.device.type}{self._sharing()}, "
+            f"batch {self._batch_sizes()}, "
             f"attention {parallel.attention_backend or 'by shape'}; {self._run.plan.num_samples} samples an epoch; "
             f"peak {peak.tflops:.3g} TFLOP/s a device ({peak.source}); steps {first_step} to {config.steps}"
         )
+
+    def _sharing(self) -> str:
+        degree, parts = self._run.config.parallel.sequence_parallel, self._run.config.optimiser.gradient_accumulation
+        return f", {degree} ranks a sample" * (degree > 1) + f", {parts} parts a batch" * (parts > 1)
 
     def _batch_sizes(self) -> str:
         plan, data = self._run.plan, self._run.config.data
@@ -95,8 +105,12 @@ class Trainer:
             return str(data.batch_size)
         return ", ".join(f"{plan.batch_size(bucket)} of {bucket}" for bucket in plan.buckets)
 
-    def take_steps(self, first_step: int, stop: StopRequest, peak: Peak, log: MetricsLog | None) -> None:
-        """Trains from ``first_step`` to the last, or until a stop is requested; saves at the end."""
+    def take_steps(self, first_step: int, stop: StopRequest, peak: Peak, log: MetricsLog | None) -> int:
+        """Trains from ``first_step`` to the last, or until a stop is requested; saves at the end.
+
+        Returns:
+            The steps that are taken.
+        """
         config, ranks = self._run.config, self._ranks
         guard = NotFiniteGuard(
             config.optimiser,
@@ -107,6 +121,7 @@ class Trainer:
         batches = open_batches(self._run, ranks, first_step=first_step)
         totals = Totals(ranks.device, self._run.objective.parts)
         num_skipped = 0
+        taken = first_step
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, start=first_step):
             wait_seconds = time.perf_counter() - waiting_since
@@ -135,9 +150,10 @@ class Trainer:
             if taken % config.log.log_every == 0:
                 totals = Totals(ranks.device, self._run.objective.parts)
             waiting_since = time.perf_counter()
+        return taken
 
     def _tell_skipped(self, num_skipped: int) -> None:
         """Prints how many samples the ranks could not read since the line before. All ranks call it."""
-        total = round(self._ranks.mean(torch.tensor(float(num_skipped))).item() * self._ranks.world_size)
+        total = round(self._ranks.mean(torch.tensor(float(num_skipped))).item() * self._ranks.num_data_ranks)
         if total and self._ranks.is_first:
             print(f"{total} samples could not be read: others took their places; run preprocess.verify", flush=True)

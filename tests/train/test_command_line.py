@@ -72,8 +72,12 @@ def test_a_missing_cache_is_one_line_and_a_wrong_option_names_itself(tmp_path):
     assert "--cash" in wrong.stdout + wrong.stderr
 
 
-@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the trainer", "to its process group"])
-def test_sigterm_saves_after_the_current_step_and_exits_with_0(small_cache, tmp_path, send):
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGUSR1)],
+    ids=["to the trainer", "to its process group", "SIGUSR1 to its process group"],
+)
+def test_a_signal_saves_after_the_current_step_and_the_exit_code_asks_to_go_on(small_cache, tmp_path, send, number):
     command = (sys.executable, "-m", "train", "--cache", small_cache.url, "--output", tmp_path / "run", *MODEL)
     process = subprocess.Popen(
         [*map(str, command), "--steps", "1000000", "--log-every", "1", "--batch-size", "2", "--peak-tflops", "1"],
@@ -88,8 +92,9 @@ def test_sigterm_saves_after_the_current_step_and_exits_with_0(small_cache, tmp_
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.1)
-    send(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    send(process.pid, number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "of 1000000 steps: run it again to go on" in output.splitlines()[-1]
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     assert checkpoint.name == f"step-{metrics_of(tmp_path / 'run')[-1]['step']:08d}"

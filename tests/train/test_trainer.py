@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from safetensors.torch import load_file
 from shared.errors import InputError
 from tests.train.conftest import BUCKETS
 from tests.train.synthetic_cache import write_cache
-from train.checkpoint_files import EMA_FILE, STATE_FILE, WEIGHTS_FILE, list_checkpoints
-from train.config import TrainConfig
+from train.checkpoint_files import EMA_FILE, STATE_FILE, WEIGHTS_FILE, list_checkpoints, superfluous
+from train.config import CheckpointOptions, TrainConfig
 from train.ema import decay_at
 from train.metrics import MetricsLog
 from train.model.config import STDiTConfig, config_from_values
@@ -35,6 +36,8 @@ def losses(run: Path) -> list[tuple[float, ...]]:
         {"precision": "float32"},
         {"precision": "bfloat16"},
         {"precision": "bfloat16", "zero_stage": 1, "activation_checkpointing": "full"},
+        {"precision": "bfloat16", "zero_stage": 0},
+        {"precision": "bfloat16", "zero_stage": 3, "gradient_accumulation": 2, "weight_decay": 0.01},
         {"precision": "bfloat16", "zero_stage": 3, "ema_decay": None},
     ],
     ids=str,
@@ -112,11 +115,53 @@ def test_old_checkpoints_go_and_leftovers_of_a_killed_save_count_for_nothing(ran
     assert not leftover.exists()
 
 
-def test_a_checkpoint_of_another_number_of_ranks_is_refused(ranks, small_config):
+def test_a_damaged_checkpoint_is_refused_and_the_run_goes_on_without_it(ranks, small_config):
+    config = small_config.changed(steps=2, checkpoint_every=1)
+    train(config, ranks)
+    newest = list_checkpoints(config.output)[-1]
+    weights = newest / WEIGHTS_FILE
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{weights}: found .*, expected .*: the file is damaged; delete {newest}"):
+        train(config, ranks)
+    shutil.rmtree(newest)
+    (newest.parent / "step-00000009").mkdir()  # nobody's
+    with pytest.raises(InputError, match="step-00000009/state.json: cannot be read"):
+        train(config, ranks)
+    (newest.parent / "step-00000009").rmdir()
+    train(config, ranks)
+    assert [checkpoint.name for checkpoint in list_checkpoints(config.output)] == ["step-00000001", "step-00000002"]
+
+
+def test_a_checkpoint_of_an_older_format_is_named(ranks, small_config):
     train(small_config.changed(steps=1), ranks)
     (list_checkpoints(small_config.output)[-1] / STATE_FILE).write_text('{"step": 1, "world_size": 2}')
-    with pytest.raises(InputError, match="saved by 2 ranks, this run has 1: go on with 2"):
+    with pytest.raises(InputError, match="found a checkpoint of format 1, expected 2: go on with the version that"):
         train(small_config, ranks)
+
+
+def test_a_run_goes_on_at_another_zero_stage_with_the_same_losses(ranks, small_config):
+    whole = small_config.changed(precision="float32", zero_stage=0)
+    train(whole, ranks)
+    parts = whole.changed(output=whole.output.with_name("parts"))
+    for steps, stage in enumerate((3, 1, 2, 0), start=1):
+        train(parts.changed(steps=steps, zero_stage=stage, checkpoint_every=1), ranks)
+    train(parts.changed(zero_stage=3), ranks)
+    expected, found = losses(whole.output), losses(parts.output)
+    assert len(found) == 6
+    for theirs, ours in zip(expected, found, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_checkpoints_are_kept_by_rule():
+    checkpoints = [Path(f"step-{step:08d}") for step in (5, 10, 15, 20, 25, 27)]
+    gone = [path.name for path in superfluous(checkpoints, newest=2, every=10)]
+    assert gone == ["step-00000005", "step-00000015"]
+    assert superfluous(checkpoints, newest=6, every=None) == []
+    assert superfluous(checkpoints, newest=1, every=None) == checkpoints[:-1]
+    with pytest.raises(InputError, match="keep_every=15 is not a multiple of checkpoint_every=10"):
+        CheckpointOptions(checkpoint_every=10, keep_every=15)
 
 
 def test_a_run_folder_of_another_run_is_refused_and_both_values_are_named(ranks, small_config, tmp_path):
@@ -150,6 +195,8 @@ def test_a_run_folder_of_another_run_is_refused_and_both_values_are_named(ranks,
             "mask_ratios=image_head=0.2: stdit-ti/2 cannot be told which frames are",
         ),
         ({"attention_backend": "cudnn"}, "'cudnn' is not available on cpu"),
+        ({"sequence_parallel": 2}, "sequence_parallel=2 does not divide the 1 ranks: use 1"),
+        ({"offload": "optimizer"}, "offload=optimizer does nothing without a GPU"),
     ],
     ids=str,
 )
@@ -164,8 +211,10 @@ def test_settings_that_cannot_be_are_refused():
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
         ({"lr": 0.0}, "lr=0.0: expected more than 0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
-        ({"zero_stage": 3}, "use --ema-decay None"),
-        ({"zero_stage": 0}, "use stage 1, or float32"),
+        ({"zero_stage": 0, "gradient_accumulation": 2}, "add gradients up in bfloat16 at zero_stage=0"),
+        ({"zero_stage": 0, "offload": "optimizer"}, "offload=optimizer does nothing at zero_stage=0"),
+        ({"offload": "all"}, "offload=all needs zero_stage=3, found 2"),
+        ({"sequence_parallel": 0}, "sequence_parallel=0: expected at least 1"),
     ]:
         with pytest.raises(InputError, match=message):
             TrainConfig.of(cache="c", output=Path("o"), **changes)

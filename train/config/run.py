@@ -54,8 +54,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps")
         require_at_least(self, 0, "seed")
-        if self.optimiser.ema_decay is not None and self.parallel.zero_stage == 3:
-            raise InputError("zero_stage=3 shards the weights that ema_decay averages: use --ema-decay None or stage 2")
+        parts = self.optimiser.gradient_accumulation
+        if parts > 1 and self.parallel.zero_stage == 0 and self.parallel.precision == "bfloat16":
+            raise InputError(
+                f"gradient_accumulation={parts} would add gradients up in bfloat16 at zero_stage=0: use stage 1, or "
+                "float32"
+            )
 
     @property
     def decay_steps(self) -> int:

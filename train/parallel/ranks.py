@@ -1,7 +1,8 @@
 """The ranks of a run: joining them, agreeing, and failing together.
 
-A plain ``python -m train`` is one rank; torchrun starts several. Flags and errors travel over a group of their own on
-the CPU, so that they do not wait for the accelerators.
+A plain ``python -m train`` is one rank; torchrun, DeepSpeed's launcher or Slurm's srun start several
+(:mod:`train.parallel.launchers`). Flags and errors travel over a group of their own on the CPU, so that they do not
+wait for the accelerators.
 """
 
 import os
@@ -13,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from shared.errors import InputError
+from train.parallel.launchers import ranks_from_slurm
+from train.parallel.sequence import SequenceParallel, require_degree
 
 Result = TypeVar("Result")
 
@@ -22,6 +25,7 @@ class Ranks:
 
     def __init__(self, device: torch.device, control: dist.ProcessGroup | None) -> None:
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.sequence = SequenceParallel(1)
         self._control = control
         self._failed_together = False
 
@@ -29,6 +33,26 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this rank writes and prints."""
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of each batch this rank has: the same for the ranks that share their samples' tokens."""
+        return self.sequence.data_rank
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Into how many parts each batch is divided."""
+        return self.sequence.num_data_ranks
+
+    def share_samples(self, degree: int) -> None:
+        """Lets ``degree`` neighbouring ranks share the tokens of the same samples from here on. All ranks call it.
+
+        Raises:
+            InputError: if ``degree`` does not divide the ranks.
+        """
+        if degree != self.sequence.degree:
+            self.agree(lambda: require_degree(degree, self.world_size))
+            self.sequence = SequenceParallel(degree)
 
     def agree(self, work: Callable[[], Result]) -> Result:
         """Returns ``work()`` if it succeeds on every rank.
@@ -52,6 +76,10 @@ class Ranks:
                 raise first
             raise SystemExit(2)
         return result  # type: ignore[return-value]  # no failure: work() returned
+
+    def from_first(self, value: Result) -> Result:
+        """Returns the value of rank 0."""
+        return self.gather(value)[0]
 
     def any(self, flag: bool) -> bool:
         """Returns whether the flag is set on any rank."""
@@ -91,7 +119,8 @@ class Ranks:
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Joins the ranks that torchrun started, or makes a group of one; leaves it at the end."""
+    """Joins the ranks that a launcher started, or makes a group of one; leaves it at the end."""
+    ranks_from_slurm(os.environ)
     cuda = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")  # else DeepSpeed warns that it guesses
     backend = "nccl" if cuda else "gloo"
