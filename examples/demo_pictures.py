@@ -26,7 +26,7 @@ from shared.media.probe import probe
 from shared.media.quality import psnr
 from shared.media.video import decode_window
 from shared.spec import Bucket
-from train.video_files import file_stem
+from train.sampling.files import file_stem
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

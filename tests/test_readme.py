@@ -15,7 +15,7 @@ from preprocess.verify import VerifyConfig
 from shared.cache.__main__ import COMMANDS
 from storage_estimates.config import EstimateConfig
 from train.config import TrainConfig
-from train.sample import SampleConfig
+from train.sampling.config import SampleConfig
 
 ROOT = Path(__file__).parent.parent
 OPTIONS: dict[str, Any] = {

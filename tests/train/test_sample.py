@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
+from typing import ClassVar
 
 import av
 import numpy as np
@@ -11,13 +13,19 @@ import torch
 from PIL import Image
 
 from shared.errors import InputError
+from shared.spec import VaeGeometry
 from tests.train.synthetic_cache import TEXT_CHANNELS, provenance
-from train.diffusion import iddpm
+from train.diffusion.objective import create_objective
+from train.diffusion.samplers import create_sampler
 from train.model import create_model
 from train.run_folder import RUN_FILE
-from train.sample import SampleConfig, sample_latent, sample_videos
+from train.sample import sample_videos
+from train.sampling.config import SampleConfig
+from train.sampling.encoders import require_slices, slices
+from train.sampling.files import file_stem, grid_stem
+from train.sampling.latents import ClipSize, sample_latent
+from train.sampling.prompts import read_prompts
 from train.trainer import train
-from train.video_files import file_stem
 
 
 class FakeTextEncoder:
@@ -35,18 +43,27 @@ class FakeTextEncoder:
 
 
 class FakeAutoencoder:
-    """Enlarges the first three latent channels eight times."""
+    """Enlarges the first three latent channels eight times; the other way, takes the corners of the patches."""
+
+    decoded: ClassVar[list[int]] = []
 
     @classmethod
     def load(cls, model, **_options):
+        cls.decoded = []
         return cls()
 
     def provenance(self):
         return provenance()["latent"]
 
-    def decode(self, latent):
+    def decode(self, latent, num_frames):
+        assert latent.shape[1] == num_frames
+        self.decoded.append(num_frames)
         pixels = latent[:3].permute(1, 2, 3, 0).repeat_interleave(8, 1).repeat_interleave(8, 2)
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).to(torch.uint8).cpu().numpy()
+        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+    def encode(self, frames, *, seed):
+        pixels = torch.from_numpy(frames[:, ::8, ::8]).permute(3, 0, 1, 2) / 127.5 - 1
+        return torch.cat([pixels, torch.zeros_like(pixels[:1])])
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +95,86 @@ def test_a_prompt_becomes_files_that_play(run, tmp_path):
         assert (gif.n_frames, gif.size) == (2, (32, 32))
     with Image.open(str(stem) + ".png") as strip:
         assert strip.size == (64, 32)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_formats_are_chosen(run, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\ufeff# of the week\n\n  a cat \nein \U0001f40b\n", encoding="utf-8")
+    config = SampleConfig(
+        run=run, prompts=prompts, prompt=("a dog",), output=tmp_path / "a", steps=2, formats=("png", "grid")
+    )
+    sample_videos(config)
+    sample_videos(dataclasses.replace(config, output=tmp_path / "b"))
+    sample_videos(dataclasses.replace(config, output=tmp_path / "c", seed=1))
+    first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    stems = [file_stem(prompt, 0) for prompt in ("a dog", "a cat", "ein \U0001f40b")]
+    assert set(first) == {f"{stem}.png" for stem in stems} | {f"{grid_stem(['a dog', 'a cat', 'ein \U0001f40b'], 0)}.png"}
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert not set(first.values()) & {path.read_bytes() for path in (tmp_path / "c").iterdir()}
+    with Image.open(tmp_path / "a" / f"{grid_stem(['a dog', 'a cat', 'ein \U0001f40b'], 0)}.png") as grid:
+        assert grid.size == (64, 96)
+        with Image.open(tmp_path / "a" / f"{stems[1]}.png") as second:
+            assert np.array_equal(np.asarray(grid)[32:64], np.asarray(second))
+
+
+def test_an_image_is_one_png_and_decoding_goes_in_slices(run, tmp_path):
+    config = SampleConfig(run=run, prompt=("x",), output=tmp_path / "out", steps=1, num_frames=1)
+    sample_videos(config)
+    assert [path.name for path in config.output.iterdir()] == [file_stem("x", 0) + ".png"]
+    clip = dataclasses.replace(config, num_frames=7, formats=("png",), output=tmp_path / "slices", decode_frames=3)
+    sample_videos(clip)
+    assert FakeAutoencoder.decoded == [3, 3, 1]
+    sample_videos(dataclasses.replace(clip, output=tmp_path / "whole", decode_frames=None))
+    assert FakeAutoencoder.decoded == [7]
+    files = [next((tmp_path / name).iterdir()).read_bytes() for name in ("slices", "whole")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": ()}, "no --prompt: give one or more, or a file"),
+        ({"run": None}, "whose weights\\? give --run RUN, or --checkpoint FILE, --model NAME and --cache CACHE"),
+        ({"model": "stdit-xl/2"}, "--model and --cache are for published weights"),
+        ({"condition_frames": 3}, "condition_frames=3 does nothing without --condition"),
+        ({"decode_frames": 0}, "decode_frames=0: expected at least 1"),
+        ({"fps": 0.0}, "fps=0.0: expected more than 0"),
+        ({"sampler": "euler"}, "sampler 'euler': the model was trained for iddpm: use ancestral or ddim or dpm"),
+        ({"steps": 1001}, "1001 sampling steps: expected 1 to 1000"),
+        ({"condition": Path("x.png")}, "--condition: stdit-ti/2 cannot be told which frames are given"),
+        ({"prompts": Path("/nowhere/p.txt")}, "/nowhere/p.txt: expected a UTF-8 text file of prompts"),
+        ({"checkpoint": Path("/nowhere")}, "/nowhere/ema.safetensors: no such file"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_loaded(run, tmp_path, changes, message, monkeypatch):
+    monkeypatch.setattr("shared.encoders.t5.TextEncoder", None)
+    with pytest.raises(InputError, match=message):
+        sample_videos(SampleConfig(**({"run": run, "prompt": ("x",), "output": tmp_path / "out"} | changes)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_prompts_is_refused(tmp_path):
+    (tmp_path / "p.txt").write_text("# nothing\n\n")
+    with pytest.raises(InputError, match="p.txt: found no prompt: expected one a line"):
+        read_prompts(tmp_path / "p.txt")
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="p.txt: expected a UTF-8 text file"):
+        read_prompts(tmp_path / "p.txt")
+
+
+def test_clips_are_decoded_in_parts_that_change_nothing():
+    chunks = VaeGeometry(latent_channels=4, spatial_stride=8, temporal_stride=4, chunk_frames=17)
+    assert list(slices(chunks, 51, 16)) == [(slice(0, 5), 17), (slice(5, 10), 17), (slice(10, 15), 17)]
+    assert list(slices(chunks, 40, 34)) == [(slice(0, 10), 34), (slice(10, 12), 6)]
+    causal = VaeGeometry(latent_channels=4, spatial_stride=8, temporal_stride=4)
+    assert list(slices(causal, 33, 16)) == [(slice(None), 33)]
+    require_slices(chunks, 34)
+    require_slices(causal, None)
+    with pytest.raises(InputError, match="decode_frames=8: this autoencoder decodes a clip whole"):
+        require_slices(causal, 8)
+    with pytest.raises(InputError, match="decode_frames=8: this autoencoder decodes chunks of 17 frames"):
+        require_slices(chunks, 8)
 
 
 def test_other_prompts_and_other_seeds_have_other_files():
@@ -113,18 +210,19 @@ def test_encoders_with_other_weights_than_the_cache_are_refused(run, tmp_path, s
 def test_without_checkpoint_or_average_one_line_says_so(run, tmp_path):
     config = SampleConfig(run=run, prompt=("x",), output=tmp_path / "out", steps=1)
     (run / "checkpoints" / "step-00000002" / "ema.safetensors").unlink()
-    with pytest.raises(InputError, match=r"ema.safetensors: no such file.*or --no-ema"):
+    with pytest.raises(InputError, match=r"ema.safetensors: no such file.*or --weights plain"):
         sample_videos(config)
-    assert sample_videos(dataclasses.replace(config, ema=False)) == 0
+    assert sample_videos(dataclasses.replace(config, weights="plain")) == 0
     with pytest.raises(InputError, match=r"found no run.json"):
         sample_videos(dataclasses.replace(config, run=tmp_path))
 
 
 def sampled(model, **options):
     caption = torch.full((3, 8), 0.5)
-    schedule = iddpm.respace(iddpm.linear_schedule(), 4)
+    sampler = create_sampler(None, 4, create_objective("iddpm", model="stdit-ti/2", spatial_stride=8))
+    size = ClipSize(latent=(1, 4, 4), height=32, width=32, fps=8.0)
     given = {"prompt": "p", "seed": 0, "guidance": 3.0, **options}
-    return sample_latent(model, schedule, caption, (1, 4, 4), **given)
+    return sample_latent(model, sampler, caption, size, **given)
 
 
 def test_noise_depends_on_prompt_and_seed_and_guidance_uses_the_null_caption():

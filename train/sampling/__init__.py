@@ -1,0 +1,1 @@
+"""From prompts to files: the parts of ``python -m train.sample``."""

@@ -1,0 +1,98 @@
+"""Whose weights are sampled, and which encoders belong to them: a training run's, or published ones."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from shared.errors import InputError
+from shared.spec import Bucket, VaeGeometry
+from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
+from train.config import DEFAULTS
+from train.diffusion.objective import Objective, create_objective
+from train.model import create_model
+from train.run_folder import read_run
+from train.sample_index import LATENT
+from train.sampling.config import SampleConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A trained model, before its weights are loaded."""
+
+    name: str
+    """The model's."""
+    load: Callable[[], Any]
+    """Returns the model with its weights, float32, in evaluation mode. Raises InputError if they do not fit."""
+    objective: Objective
+    """What it was trained for."""
+    bfloat16: bool
+    """Whether it computes in bfloat16 where that is fast."""
+    null_caption: bool
+    """Whether the null caption was trained, so that there is guidance."""
+    provenance: Mapping[str, Mapping[str, Any]]
+    """Of the encoders, by stream."""
+    buckets: Mapping[Bucket, tuple[int, float]]
+    """Samples and frames a second by bucket."""
+
+    @property
+    def usual_bucket(self) -> Bucket:
+        """The most common one."""
+        return max(self.buckets, key=lambda bucket: self.buckets[bucket][0])
+
+    @property
+    def geometry(self) -> VaeGeometry:
+        """Of the autoencoder."""
+        return VaeGeometry.recorded(self.provenance[LATENT])
+
+
+def open_source(config: SampleConfig) -> Source:
+    """Returns the model that a configuration names.
+
+    Raises:
+        InputError: if there is none, or what belongs to it is missing.
+    """
+    return _of_run(config)
+
+
+def _of_run(config: SampleConfig) -> Source:
+    assert config.run is not None
+    run = read_run(config.run)
+    options = DEFAULTS | run.config
+    checkpoint = config.checkpoint
+    if checkpoint is None:
+        complete = list_checkpoints(config.run)
+        if not complete:
+            raise InputError(f"{config.run}: the run has no checkpoint yet: train it further")
+        checkpoint = complete[-1]
+    file = checkpoint / (EMA_FILE if config.weights == "ema" else WEIGHTS_FILE)
+    if not file.is_file():
+        hint = ", or --weights plain" if config.weights == "ema" else ""
+        raise InputError(f"{file}: no such file: expected a checkpoint of this run{hint}")
+
+    def load() -> torch.nn.Module:
+        model: torch.nn.Module = create_model(options["model"], **run.model_config)
+        try:
+            model.load_state_dict(load_file(file))
+        except RuntimeError as error:
+            raise InputError(f"{file}: weights of another model ({' '.join(str(error).split())})") from None
+        return model.eval()
+
+    return Source(
+        name=options["model"],
+        load=load,
+        objective=create_objective(
+            options["objective"],
+            model=options["model"],
+            spatial_stride=VaeGeometry.recorded(run.provenance[LATENT]).spatial_stride,
+            min_snr_gamma=options["min_snr_gamma"],
+            flow_times=options["flow_times"],
+            flow_shift=options["flow_shift"],
+        ),
+        bfloat16=options["precision"] == "bfloat16",
+        null_caption=options["caption_dropout"] > 0,
+        provenance=run.provenance,
+        buckets={Bucket.parse(name): (held["samples"], float(held["fps"])) for name, held in run.buckets.items()},
+    )
