@@ -107,11 +107,12 @@ def test_the_same_seed_gives_the_same_bytes_and_formats_are_chosen(run, tmp_path
     sample_videos(dataclasses.replace(config, output=tmp_path / "b"))
     sample_videos(dataclasses.replace(config, output=tmp_path / "c", seed=1))
     first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    stems = [file_stem(prompt, 0) for prompt in ("a dog", "a cat", "ein \U0001f40b")]
-    assert set(first) == {f"{stem}.png" for stem in stems} | {f"{grid_stem(['a dog', 'a cat', 'ein \U0001f40b'], 0)}.png"}
+    all_prompts = ["a dog", "a cat", "ein \U0001f40b"]
+    stems, together = [file_stem(prompt, 0) for prompt in all_prompts], grid_stem(all_prompts, 0)
+    assert set(first) == {f"{stem}.png" for stem in (*stems, together)}
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
     assert not set(first.values()) & {path.read_bytes() for path in (tmp_path / "c").iterdir()}
-    with Image.open(tmp_path / "a" / f"{grid_stem(['a dog', 'a cat', 'ein \U0001f40b'], 0)}.png") as grid:
+    with Image.open(tmp_path / "a" / f"{together}.png") as grid:
         assert grid.size == (64, 96)
         with Image.open(tmp_path / "a" / f"{stems[1]}.png") as second:
             assert np.array_equal(np.asarray(grid)[32:64], np.asarray(second))
