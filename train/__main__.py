@@ -4,8 +4,28 @@ import json
 import sys
 
 from shared.errors import run_entry_point
+from train.config import TrainConfig
 from train.config.command_line import parse_command_line
-from train.parallel.ranks import join_ranks
+from train.parallel.ranks import Ranks, join_ranks
+
+
+def dry_run(config: TrainConfig, ranks: Ranks) -> int:
+    """Prints what a run would do and take, and returns the exit code."""
+    from train.parallel.sequence import require_degree
+    from train.planning.dry_run import describe  # imports what --help does without
+    from train.setup import plan_run
+
+    world_size, degree = config.plan_ranks or ranks.world_size, config.parallel.sequence_parallel
+
+    def planned() -> str:
+        require_degree(degree, world_size)
+        run = plan_run(config, data_rank=0, num_data_ranks=world_size // degree, device_type="cuda")
+        return describe(run, world_size)
+
+    text = ranks.agree(lambda: planned() if ranks.is_first else "")
+    if ranks.is_first:
+        print(text)
+    return 0
 
 
 def main() -> int:
@@ -18,6 +38,8 @@ def main() -> int:
                 if ranks.is_first:
                     print(json.dumps(config.to_json(), indent=2))
                 return 0
+            if config.dry_run:
+                return dry_run(config, ranks)
             from train.trainer import train  # imports deepspeed, which takes seconds: not for --help
 
             return train(config, ranks)

@@ -41,22 +41,42 @@ class CheckedRun:
 
 
 def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
-    """Returns the run after every check that needs no training.
+    """Returns the run after every check that needs no training; the first rank makes its folder, or compares it.
+
+    Raises:
+        InputError: for whatever does not fit.
+    """
+    run = plan_run(
+        config, data_rank=ranks.data_rank, num_data_ranks=ranks.num_data_ranks, device_type=ranks.device.type
+    )
+    if ranks.is_first:
+        open_run(config.output, _describe(config, run.index, run.model_config, list(run.plan.buckets)))
+    return run
+
+
+def plan_run(config: TrainConfig, *, data_rank: int, num_data_ranks: int, device_type: str) -> CheckedRun:
+    """Returns the run of one rank after every check; nothing is written but the node's index.
+
+    Args:
+        config: What is asked for.
+        data_rank: Which part of each batch it has.
+        num_data_ranks: Into how many parts batches are divided.
+        device_type: Of the devices that are to train.
 
     Raises:
         InputError: for whatever does not fit.
     """
     dtype = torch.bfloat16 if config.parallel.precision == "bfloat16" else torch.float32
     if config.parallel.attention_backend is not None:
-        require_backend(config.parallel.attention_backend, ranks.device.type, dtype)
-    if config.parallel.offload != "none" and ranks.device.type == "cpu":
+        require_backend(config.parallel.attention_backend, device_type, dtype)
+    if config.parallel.offload != "none" and device_type == "cpu":
         raise InputError(f"offload={config.parallel.offload} does nothing without a GPU: leave it out")
     if config.log.tensorboard:
         require_tensorboard()
     if config.data.batch_tokens is None:
-        rank_slots(config.data.batch_size, ranks.data_rank, ranks.num_data_ranks)
+        rank_slots(config.data.batch_size, data_rank, num_data_ranks)
     else:
-        rank_slots(config.data.batch_multiple, ranks.data_rank, ranks.num_data_ranks, name="batch_multiple")
+        rank_slots(config.data.batch_multiple, data_rank, num_data_ranks, name="batch_multiple")
     overrides = config.architecture.overrides
     for name, reason in _SET_ELSEWHERE.items():
         if name in overrides:
@@ -108,14 +128,12 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
         )
     for bucket, size in sizes.items():
         parts = config.optimiser.gradient_accumulation
-        if size // ranks.num_data_ranks % parts:
+        if size // num_data_ranks % parts:
             raise InputError(
-                f"gradient_accumulation={parts} does not divide the {size // ranks.num_data_ranks} samples that a rank "
+                f"gradient_accumulation={parts} does not divide the {size // num_data_ranks} samples that a rank "
                 f"takes of bucket {bucket}: use a divisor of it, or another batch size"
             )
     plan = BatchPlan(buckets, batch_sizes=sizes, seed=config.seed)
-    if ranks.is_first:
-        open_run(config.output, _describe(config, index, architecture, list(buckets)))
     return CheckedRun(
         config=config, index=index, plan=plan, model_config=architecture, dtype=dtype, objective=objective
     )

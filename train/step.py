@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.conditions import Conditions, denoiser, draw_frame_mask
+from train.conditions import draw_frame_mask
 from train.data import Batch
 from train.diffusion.frame_masks import MaskStrategy
 from train.diffusion.objective import Objective
 from train.diffusion.terms import LossTerms
+from train.loss import batch_loss
 from train.ops.cpu_bfloat16 import bfloat16_products
 from train.parallel.zero import take_step
 
@@ -54,9 +55,8 @@ class TrainingStep:
     def loss(self, batch: Batch) -> LossTerms:
         """Returns the loss of each sample of a batch on the model's device."""
         frame_mask = None if self._mask_ratios is None else draw_frame_mask(batch, self._mask_ratios)
-        conditions = Conditions.of_batch(batch, frame_mask)
-        denoise = denoiser(self._engine, conditions, wants_size=getattr(self._model, "wants_size", False))
-        return self._objective.loss(denoise, batch.clean_latents(), batch.u, batch.noise(), frame_mask=frame_mask)
+        wants_size = getattr(self._model, "wants_size", False)
+        return batch_loss(self._engine, self._objective, batch, wants_size=wants_size, frame_mask=frame_mask)
 
     def take(self, batch: Batch, lr: float) -> StepResult:
         """Takes one step, unless its loss or gradient is no finite number on any rank. All ranks call it.

@@ -6,15 +6,16 @@ from functools import partial
 import torch
 
 from train.batches import open_batches
+from train.building import build_model
 from train.checkpoint import Checkpointer
 from train.config import TrainConfig
 from train.ema import Ema
 from train.metrics import MetricsLog, Totals
-from train.model.stdit import STDiT
 from train.not_finite import NotFiniteGuard
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
 from train.peak import Peak, find_peak
+from train.planning.dry_run import largest_buckets, plan_bucket, require_memory
 from train.sample_sources import sources_of
 from train.schedules import learning_rate
 from train.setup import CheckedRun, check_run, require_same_index
@@ -32,6 +33,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     ranks.share_samples(config.parallel.sequence_parallel)
     run = ranks.agree(lambda: check_run(config, ranks))
     require_same_index(run.index, ranks)
+    ranks.agree(lambda: _require_memory(run, ranks))
     trainer = Trainer(run, ranks)
     first_step = trainer.checkpointer.restore_newest()
     peak = find_peak(ranks.device, run.dtype, config.log.peak_tflops)
@@ -47,6 +49,16 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     return STOPPED
 
 
+def _require_memory(run: CheckedRun, ranks: Ranks) -> None:
+    """Raises :class:`InputError` if the largest bucket does not fit on this rank's device."""
+    given = run.config.parallel.device_memory_gib
+    if given is None and ranks.device.type != "cuda":
+        return
+    device_bytes = torch.cuda.get_device_properties(ranks.device).total_memory if given is None else given * 2**30
+    (largest,) = largest_buckets(run, 1)
+    require_memory(plan_bucket(run, largest, ranks.world_size), device_bytes)
+
+
 class Trainer:
     """A model in DeepSpeed's engine, with its average and its checkpoints.
 
@@ -59,11 +71,7 @@ class Trainer:
         self._run, self._ranks = run, ranks
         config = run.config
         torch.manual_seed(config.seed)
-        model = STDiT(
-            run.model_config,
-            attention_backend=config.parallel.attention_backend,
-            activation_checkpointing=config.parallel.activation_checkpointing,
-        )
+        model = build_model(run.model_config, config.parallel)
         model.layout_for = ranks.sequence.layout_for
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
         engine, masters = build_engine(model, config, ranks.device, ranks.world_size)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.errors import InputError
-from train.config.settings import MayChange, require_at_least
+from train.config.settings import MayChange, require_at_least, require_positive
 from train.model.attention import AttentionBackend
 from train.model.checkpointing import ActivationCheckpointing
 
@@ -30,7 +30,11 @@ class ParallelOptions:
     activation_checkpointing: MayChange[ActivationCheckpointing] = "none"
     """What of the blocks is computed again in the backward pass: nothing, what is cheap to compute, or all."""
 
+    device_memory_gib: MayChange[float | None] = None
+    """Memory of one device; what does not fit is refused. On a GPU, None is what it has."""
+
     def __post_init__(self) -> None:
+        require_positive(self, "device_memory_gib")
         require_at_least(self, 1, "sequence_parallel")
         if self.offload != "none" and self.zero_stage == 0:
             raise InputError(f"offload={self.offload} does nothing at zero_stage=0: use stage 1 or more")

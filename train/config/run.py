@@ -36,6 +36,10 @@ class TrainConfig:
     """Options by name in a .json or .yaml file, or a run's run.json; the command line goes over them."""
     print_config: bool = False
     """Print all options as JSON, for --config, and stop."""
+    dry_run: bool = False
+    """Say what the run would do and take, its memory among it, and stop. Needs the cache, and no GPU."""
+    plan_ranks: int | None = None
+    """With --dry-run: for so many ranks; those that there are by default."""
     steps: MayChange[int] = 1000
     """Optimiser steps of the whole run."""
     seed: int = 0
@@ -52,7 +56,9 @@ class TrainConfig:
     log: LogOptions = field(default_factory=LogOptions)
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "steps")
+        require_at_least(self, 1, "steps", "plan_ranks")
+        if self.plan_ranks is not None and not self.dry_run:
+            raise InputError(f"plan_ranks={self.plan_ranks} does nothing without --dry-run")
         require_at_least(self, 0, "seed")
         parts = self.optimiser.gradient_accumulation
         if parts > 1 and self.parallel.zero_stage == 0 and self.parallel.precision == "bfloat16":
@@ -102,7 +108,7 @@ def _jsonable(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-NOT_SAVED = frozenset({"preset", "config", "print_config"})
+NOT_SAVED = frozenset({"preset", "config", "print_config", "dry_run", "plan_ranks"})
 """Options that say where others come from, or what is done instead of training. They are no part of a run."""
 
 GROUPS: dict[str, Any] = {

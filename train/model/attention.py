@@ -113,7 +113,9 @@ def attention(
         InputError: if ``backend`` does not exist for the tensors' device and dtype.
     """
     if backend is not None:
-        require_backend(backend, q.device.type, q.dtype)
+        require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
+    if q.is_meta:
+        return _without_content(q, k, v, keys, backend)
     if backend == "flash-attn":
         return _flash_attn(q, k, v, keys)
     if backend == "flash" and keys is not None and q.is_cuda:
@@ -126,6 +128,19 @@ def attention(
     mask = None if keys is None else keys.mask[:, None, None, :]
     with sdpa_kernel(kernels, set_priority=len(kernels) > 1):
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    return out.transpose(1, 2)
+
+
+def _without_content(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask | None, backend: AttentionBackend | None) -> Tensor:
+    """Returns a tensor of the result's shape; its graph keeps what the kernel that a GPU would use keeps."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    bias = None if keys is None else keys.mask.to(q.dtype)[:, None, None, :].expand(-1, q.shape[1], q.shape[2], -1)
+    if q.dtype not in _HALF or backend == "efficient":
+        out = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True)[0]
+    elif backend in (None, "cudnn"):
+        out = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, bias, True)[0]
+    else:
+        out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
     return out.transpose(1, 2)
 
 

@@ -1,0 +1,1 @@
+"""What a run will take, found without a GPU: memory, tokens, arithmetic."""

@@ -1,0 +1,82 @@
+"""The memory that one part of a step takes: the real model, loss and backward pass on tensors without content."""
+
+import torch
+from torch import Tensor, nn
+
+from train.building import build_model
+from train.config import ParallelOptions
+from train.data import Batch
+from train.diffusion.objective import Objective
+from train.loss import batch_loss
+from train.model.config import STDiTConfig
+from train.planning.allocations import Allocations
+
+
+def meta_model(config: STDiTConfig, options: ParallelOptions) -> nn.Module:
+    """Returns a run's model without content, in its precision, in training mode."""
+    with torch.device("meta"):
+        model = build_model(config, options)
+    return model.to(torch.bfloat16) if options.precision == "bfloat16" else model
+
+
+def meta_batch(
+    num_samples: int, latent_shape: tuple[int, int, int, int], captions: tuple[int, int], dtype: torch.dtype
+) -> Batch:
+    """Returns a batch without content.
+
+    Args:
+        num_samples: Of one part of a rank's batch.
+        latent_shape: Channels, frames, rows and columns.
+        captions: Tokens of a caption, and its channels.
+        dtype: Of latents and captions as they are stored.
+    """
+    length, channels = captions
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    return Batch(
+        latents=empty(num_samples, *latent_shape, dtype=dtype),
+        u=empty(num_samples, dtype=torch.float64),
+        noise_keys=empty(num_samples, dtype=torch.int64),
+        captions=empty(num_samples, 1, length, channels, dtype=dtype),
+        mask=empty(num_samples, length, dtype=torch.int64),
+        drop_caption=empty(num_samples, dtype=torch.bool),
+        fps=empty(num_samples),
+        height=empty(num_samples),
+        width=empty(num_samples),
+        identity=empty(num_samples, 2, dtype=torch.int64),
+    )
+
+
+def working_bytes(model: nn.Module, objective: Objective, batch: Batch, *, gradient_shards: int) -> int:
+    """Returns the most bytes that a forward and a backward pass hold at once besides the weights.
+
+    Among them are the batch, what the backward pass reads, what is temporary, and the gradients as they come: each
+    whole while it is made, then a rank's part of it.
+
+    Args:
+        model: Without content, see :func:`meta_model`.
+        objective: What it is trained for.
+        batch: Without content.
+        gradient_shards: Ranks that share the gradients.
+    """
+    allocations = Allocations()
+
+    def keep_own_part(parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        allocations.hold(gradient.numel() * gradient.element_size() // gradient_shards)
+        parameter.grad = None
+
+    handles = [p.register_post_accumulate_grad_hook(keep_own_part) for p in model.parameters() if p.requires_grad]
+    with allocations:
+        allocations.leave_out(*model.parameters(), *model.buffers())
+        noise = torch.empty(batch.latents.shape, dtype=torch.float32, device="meta")
+        held = [tensor.clone() for tensor in (batch.latents, batch.captions, batch.mask)]
+        wants_size = bool(getattr(model, "wants_size", False))
+        batch_loss(model, objective, batch, wants_size=wants_size, noise=noise).loss.mean().backward()
+        del held
+    for handle in handles:
+        handle.remove()
+    return allocations.peak
