@@ -41,6 +41,8 @@ class StepMetrics:
     tflops_per_device: float
     """Model FLOP: three times the forward pass, recomputation not counted."""
     mfu: float
+    peak_memory_gib: float
+    """What PyTorch allocated at most on a GPU since the run began, on the rank that had most; 0 on CPUs."""
     nan_steps: int = 0
     """Steps since the line before whose loss or gradient was no finite number; losses are means over the others."""
 
@@ -124,8 +126,13 @@ class Totals:
             data_wait_fraction=wait / seconds,
             tflops_per_device=tflops,
             mfu=mfu,
+            peak_memory_gib=ranks.maximum(_peak_memory_gib(ranks.device)),
             nan_steps=self.num_steps - self.num_applied,
         )
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
 class MetricsLog:

@@ -122,26 +122,26 @@ def describe(run: CheckedRun, world_size: int) -> str:
         f"{parallel.activation_checkpointing}, {config.optimiser.gradient_accumulation} parts a step",
         f"steps       {config.steps:,}, lr {config.optimiser.lr:g} {config.optimiser.lr_schedule} after "
         f"{config.optimiser.warmup_steps} steps of warm-up",
-        "",
-        "                      samples   at a                  TFLOP      GiB a device: stays + step = peak, needed",
-        "bucket                 a step   time   tokens a step  a step      weights  masters  moments  average  "
-        "activations",
     ]
-    for bucket in largest_buckets(run, _SHOWN):
-        plan = plan_bucket(run, bucket, world_size)
-        memory = plan.memory
-        lines.append(
-            f"{bucket!s:<20} {plan.batch_size:>8} {plan.micro_batch:>6} {plan.tokens:>15,} {plan.flop / 1e12:>7.0f} "
-            f"     {memory.weights / _GIB:>7.2f}  {memory.masters / _GIB:>7.2f}  {memory.moments / _GIB:>7.2f}  "
-            f"{memory.average / _GIB:>7.2f}  {(memory.working + memory.reduce_bucket) / _GIB:>11.2f}"
-        )
-        lines.append(
-            f"{'':<20} peak {memory.peak / _GIB:.2f} GiB a device; with what lies outside of the allocator "
-            f"{memory.needed / _GIB:.2f} GiB"
-        )
-        if parallel.device_memory_gib is not None:
-            require_memory(plan, parallel.device_memory_gib * _GIB)
+    plans = [plan_bucket(run, bucket, world_size) for bucket in largest_buckets(run, _SHOWN)]
+    held = plans[0].memory
+    lines += [
+        f"memory      GiB a device: weights {held.weights / _GIB:.2f}, masters {held.masters / _GIB:.2f}, moments "
+        f"{held.moments / _GIB:.2f}, average {held.average / _GIB:.2f}; and what steps add:",
+        "",
+        f"{'bucket':<16}{'samples':>9}{'at a time':>11}{'tokens':>13}{'TFLOP':>9}"
+        f"{'working':>10}{'peak':>9}{'needed':>9}",
+    ]
+    lines += [
+        f"{plan.bucket!s:<16}{plan.batch_size:>9}{plan.micro_batch:>11}{plan.tokens:>13,}{plan.flop / 1e12:>9.1f}"
+        f"{(plan.memory.working + plan.memory.reduce_bucket) / _GIB:>10.2f}{plan.memory.peak / _GIB:>9.2f}"
+        f"{plan.memory.needed / _GIB:>9.2f}"
+        for plan in plans
+    ]
     left = len(run.plan.buckets) - _SHOWN
     if left > 0:
         lines.append(f"and {left} smaller buckets")
+    if parallel.device_memory_gib is not None:
+        require_memory(plans[0], parallel.device_memory_gib * _GIB)
+        lines.append(f"fits on devices of {parallel.device_memory_gib:g} GiB")
     return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""What a run will take, before it runs."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from shared.errors import InputError
+from train.config import OptimiserOptions, ParallelOptions
+from train.diffusion.objective import create_objective
+from train.model import model_config
+from train.planning.activations import meta_batch, meta_model, working_bytes
+from train.planning.allocations import Allocations
+from train.planning.dry_run import describe, largest_buckets, plan_bucket
+from train.planning.memory import plan_memory
+from train.setup import plan_run
+from train.trainer import train
+
+
+def test_what_a_computation_holds_at_once_is_counted_to_the_byte():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 256))
+        x = torch.empty(64, 256)
+    allocations = Allocations()
+    with allocations:
+        allocations.leave_out(x, *model.parameters())
+        y = model(x)
+        hidden, out = 64 * 1024 * 4, 64 * 256 * 4
+        assert allocations.live == hidden + out  # ReLU keeps its result, which the second layer reads too
+        assert allocations.peak == 2 * hidden  # while ReLU reads what the first layer made
+        del y
+    assert allocations.live == 0
+
+
+def working(batch_size: int, checkpointing: str, **options) -> int:
+    config = model_config("stdit-s/2", depth=4)
+    model = meta_model(config, ParallelOptions(activation_checkpointing=checkpointing, **options))
+    objective = create_objective("iddpm", model="stdit-s/2", spatial_stride=8)
+    batch = meta_batch(batch_size, (4, 8, 32, 32), (120, 4096), torch.bfloat16)
+    return working_bytes(model, objective, batch, gradient_shards=1)
+
+
+def test_activations_grow_with_the_samples_and_shrink_by_what_is_computed_again():
+    none = {size: working(size, "none") for size in (2, 4, 6)}
+    assert none[6] - none[4] == pytest.approx(none[4] - none[2], rel=0.02)
+    assert working(4, "full") < 0.6 * working(4, "selective") < 0.6 * none[4]
+    assert working(4, "none", precision="float32") > 1.6 * none[4]
+
+
+def test_a_stage_shares_what_it_says_it_shares():
+    def plan(stage, world_size, **changes):
+        parallel = ParallelOptions(zero_stage=stage, **changes)
+        return plan_memory(
+            parallel, OptimiserOptions(), num_weights=1000, num_trained=1000, world_size=world_size, working=7
+        )
+
+    one, eight = plan(2, 1), plan(2, 8)
+    assert (one.weights, one.masters, one.moments, one.average) == (2000, 4000, 8000, 4000)
+    assert (eight.weights, eight.masters, eight.moments, eight.average) == (2000, 500, 1000, 500)
+    assert one.reduce_bucket == 1_000_000_000
+    assert plan(3, 8).weights == 2 * 125 + 2000
+    whole = plan(0, 8, precision="float32")
+    assert (whole.weights, whole.masters, whole.moments, whole.update) == (4000, 0, 8000, 4000)
+    offloaded = plan(3, 8, offload="all")
+    assert (offloaded.weights, offloaded.masters, offloaded.moments, offloaded.average) == (2000, 0, 0, 0)
+    assert one.peak > one.resident
+    assert one.needed > one.peak
+
+
+def test_a_dry_run_says_what_fits_and_writes_nothing(small_config):
+    config = small_config.changed(batch_size=8, device_memory_gib=8.0, precision="float32", zero_stage=0)
+    run = plan_run(config, data_rank=0, num_data_ranks=4, device_type="cuda")
+    text = describe(run, 4)
+    assert "ranks       4, ZeRO 0, float32" in text
+    assert re.search(r"3x32x48 +8 +2 +144 ", text)  # 18 tokens a sample, 8 samples, 2 a rank
+    assert text.endswith("fits on devices of 8 GiB")
+    assert [str(bucket) for bucket in largest_buckets(run, 9)] == ["3x32x48", "2x32x32"]
+    assert not small_config.output.exists()
+
+
+def test_a_bucket_that_is_too_large_for_the_memory_is_refused_before_training(ranks, small_config):
+    config = small_config.changed(device_memory_gib=1.0)
+    with pytest.raises(
+        InputError, match=r"bucket 3x32x48, 4 samples at a time: needs about \d\.\d GiB a device, found 1.0 GiB: use"
+    ):
+        train(config, ranks)
+    assert not (config.output / "checkpoints").exists()
+
+
+def test_the_plan_of_a_bucket_counts_all_samples_and_parts_them(small_config):
+    run = plan_run(small_config.changed(gradient_accumulation=2), data_rank=0, num_data_ranks=1, device_type="cuda")
+    (bucket,) = largest_buckets(run, 1)
+    plan = plan_bucket(run, bucket, 1)
+    assert (plan.batch_size, plan.micro_batch, plan.tokens) == (4, 2, 72)
+    whole = plan_run(small_config, data_rank=0, num_data_ranks=1, device_type="cuda")
+    assert plan_bucket(whole, bucket, 1).memory.working > plan.memory.working
