@@ -12,8 +12,8 @@ import torch
 
 from shared.errors import InputError
 from train.data import Batch
-from train.model.config import STDiTConfig
-from train.model.flops import stdit_training_flop
+from train.model.config import ModelConfig
+from train.model.flops import training_flop
 from train.parallel.ranks import Ranks
 from train.peak import Peak, synchronize, utilisation
 from train.run_folder import METRICS_FILE, write_durably
@@ -85,7 +85,7 @@ class Totals:
         self.wait_seconds = 0.0
         self.start = time.perf_counter()
 
-    def add(self, result: StepResult, batch: Batch, config: STDiTConfig, wait_seconds: float) -> None:
+    def add(self, result: StepResult, batch: Batch, config: ModelConfig, wait_seconds: float) -> None:
         """Takes one step in."""
         if result.applied:
             terms = result.terms
@@ -93,7 +93,7 @@ class Totals:
             self.grad_norm = result.grad_norm
             self.num_applied += 1
         frames, rows, columns = config.grid(tuple(batch.latents.shape[2:]))  # type: ignore[arg-type]
-        flop = stdit_training_flop(
+        flop = training_flop(
             config,
             num_frames=frames,
             frame_tokens=rows * columns,

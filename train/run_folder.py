@@ -11,7 +11,7 @@ from typing import Any
 from shared.errors import InputError
 from shared.stores.files import durable_file, publish, temporary_path
 from train.config import DEFAULTS, FREE_TO_CHANGE
-from train.model.config import STDiTConfig
+from train.model.config import ModelConfig
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -92,7 +92,7 @@ def _require_same(folder: Path, theirs: RunDescription, ours: RunDescription) ->
             )
 
 
-def jsonable(config: STDiTConfig) -> dict[str, Any]:
+def jsonable(config: ModelConfig) -> dict[str, Any]:
     """Returns a model's configuration as JSON gives it back: with lists for tuples."""
     result: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return result

@@ -12,7 +12,7 @@ from train.diffusion.objective import Objective, create_objective
 from train.metrics import require_tensorboard
 from train.model import model_config
 from train.model.attention import require_backend
-from train.model.config import STDiTConfig
+from train.model.config import ModelConfig
 from train.parallel.ranks import Ranks
 from train.parallel.sequence import require_size
 from train.plan import BatchPlan, batch_sizes_by_tokens, rank_slots, select_buckets
@@ -25,6 +25,7 @@ _SET_ELSEWHERE = {
     "model_max_length": "the cache decides it",
     "input_size": "the cache's buckets decide it",
     "class_dropout_prob": "use --caption-dropout",
+    "num_classes": "a cache has captions, not labels",
 }
 
 
@@ -35,7 +36,7 @@ class CheckedRun:
     config: TrainConfig
     index: IndexedSamples
     plan: BatchPlan
-    model_config: STDiTConfig
+    model_config: ModelConfig
     dtype: torch.dtype
     objective: Objective
 
@@ -147,7 +148,7 @@ def require_same_index(index: IndexedSamples, ranks: Ranks) -> None:
 
 
 def _describe(
-    config: TrainConfig, index: IndexedSamples, architecture: STDiTConfig, buckets: list[Bucket]
+    config: TrainConfig, index: IndexedSamples, architecture: ModelConfig, buckets: list[Bucket]
 ) -> RunDescription:
     return RunDescription(
         config=config.to_json(),

@@ -33,16 +33,19 @@ def gradients_of(model, context):
 
 @pytest.mark.parametrize("activation_checkpointing", ["none", "selective", "full"])
 def test_a_model_trains_as_near_to_float32_as_with_plain_bfloat16(activation_checkpointing):
-    torch.manual_seed(0)
-    model = create_model("stdit-ti/2", **SMALL, activation_checkpointing=activation_checkpointing)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.bfloat16()
-    plain_loss, plain = gradients_of(model, torch.enable_grad())
-    fast_loss, fast = gradients_of(model, Float32Products())
-    exact_loss, exact = gradients_of(model.float(), torch.enable_grad())
-    assert (fast_loss - exact_loss).abs() <= 2 * (plain_loss - exact_loss).abs() + 1e-2 * exact_loss
-    assert (fast - exact).norm() <= 1.2 * (plain - exact).norm()
+    ratios = []
+    for seed in range(4):  # one draw alone differs by a quarter either way
+        torch.manual_seed(seed)
+        model = create_model("stdit-ti/2", **SMALL, activation_checkpointing=activation_checkpointing)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        model.bfloat16()
+        plain_loss, plain = gradients_of(model, torch.enable_grad())
+        fast_loss, fast = gradients_of(model, Float32Products())
+        exact_loss, exact = gradients_of(model.float(), torch.enable_grad())
+        assert (fast_loss - exact_loss).abs() <= 2 * (plain_loss - exact_loss).abs() + 1e-2 * exact_loss
+        ratios.append(float((fast - exact).norm() / (plain - exact).norm()))
+    assert sum(ratios) / len(ratios) <= 1.2
 
 
 class ProductDtypes(TorchDispatchMode):

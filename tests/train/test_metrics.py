@@ -10,7 +10,7 @@ from train.data import Batch
 from train.diffusion.terms import LossTerms
 from train.metrics import MetricsLog, Totals, require_tensorboard
 from train.model.config import STDiTConfig
-from train.model.flops import stdit_training_flop
+from train.model.flops import training_flop
 from train.peak import Peak, find_peak, known_peak, utilisation
 from train.step import StepResult
 
@@ -66,7 +66,7 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     assert metrics.tokens_per_second == pytest.approx(2 * 3 * 6, rel=0.1)
     assert metrics.data_wait_ms == 250
     assert metrics.data_wait_fraction == pytest.approx(0.25, rel=0.1)
-    flop = 4 * stdit_training_flop(config, num_frames=3, frame_tokens=6, caption_tokens=3)
+    flop = 4 * training_flop(config, num_frames=3, frame_tokens=6, caption_tokens=3)
     assert metrics.tflops_per_device == pytest.approx(flop / 2 / 1e12, rel=0.1)
     assert metrics.mfu == pytest.approx(flop / 2 / 1e9, rel=0.1)
 

@@ -1,80 +1,137 @@
-"""STDiT beyond the published tensors: ragged captions, sizes, dropout, initial weights, operations."""
+"""The models beyond the published tensors: ragged captions, sizes, dropout, initial weights, checkpointing."""
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import InputError
-from train.model import create_model
-from train.model.flops import stdit_forward_flop, stdit_training_flop
-from train.model.stdit import STDiT
+from tests.train.small_models import KINDS, SMALL, inputs, one_of, small_model
+from train.model import create_model, model_config
 
-SMALL = {"hidden_size": 48, "depth": 2, "num_heads": 3, "caption_channels": 16, "model_max_length": 9}
-
-
-def small_model(**options: object) -> STDiT:
-    torch.manual_seed(0)
-    model = create_model("stdit-ti/2", **SMALL, **options)
-    for parameter in model.parameters():  # past the zeros of the initial weights, which would hide mistakes
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
+WITH_CAPTIONS = [kind for kind in KINDS if not kind.endswith("labels")]
 
 
-def test_ragged_captions_equal_runs_of_each_sample_alone():
-    model = small_model()
-    lengths = [9, 1, 4]
-    x, t, y = torch.randn(3, 4, 2, 4, 6), torch.tensor([3.0, 500.0, 999.0]), torch.randn(3, 1, 9, 16)
-    mask = torch.zeros(3, 9, dtype=torch.int64)
-    for row, length in enumerate(lengths):
-        mask[row, :length] = 1
-    together = model(x, t, y, mask)
-    for row, length in enumerate(lengths):
-        alone = model(x[row : row + 1], t[row : row + 1], y[row : row + 1, :, :length])
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_sample_of_a_batch_equals_its_run_alone(kind):
+    model, values = small_model(kind), inputs(kind, batch=3)
+    together = model(**values)
+    for row in range(3):
+        alone = one_of(values, row)
+        if alone["mask"] is not None:
+            length = int(alone["mask"].sum())
+            alone |= {"y": alone["y"][:, :, :length], "mask": None}
+        torch.testing.assert_close(together[row : row + 1], model(**alone), atol=1e-5, rtol=1e-5)
 
 
-def test_padding_has_no_influence_and_no_gradient():
-    model = small_model()
-    x, t = torch.randn(2, 4, 2, 4, 4), torch.tensor([10.0, 20.0])
-    y = torch.randn(2, 1, 6, 16, requires_grad=True)
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
-    model(x, t, y, mask).square().sum().backward()
-    assert y.grad[1, 0, :2].abs().min() > 0
-    assert y.grad[1, 0, 2:].abs().max() == 0
+@pytest.mark.parametrize("kind", WITH_CAPTIONS)
+def test_padding_has_no_influence_and_no_gradient_wherever_it_lies(kind):
+    model, values = small_model(kind), inputs(kind)
+    values["mask"] = torch.tensor([[1, 0, 1, 1, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0]])
+    values["y"].requires_grad_()
+    model(**values).square().sum().backward()
+    is_valid = values["mask"].bool()
+    gradients = values["y"].grad[:, 0].abs()
+    assert gradients[is_valid].amax(-1).min() > 0
+    assert gradients[~is_valid].max() == 0
 
 
-def test_one_model_takes_any_size_that_the_patch_divides():
-    model = small_model()
-    for size in [(1, 4, 4), (3, 2, 8), (16, 6, 4)]:
-        output = model(torch.randn(1, 4, *size), torch.tensor([5.0]), torch.randn(1, 1, 3, 16))
-        assert output.shape == (1, 8, *size)
-    with pytest.raises(InputError, match=r"2x5x4 .* not divisible by the patch of 1x2x2"):
-        model(torch.randn(1, 4, 2, 5, 4), torch.tensor([5.0]), torch.randn(1, 1, 3, 16))
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_model_takes_any_size(kind):
+    model = small_model(kind)
+    for size in [(1, 4, 4), (3, 2, 8), (16, 6, 4), (2, 5, 7)]:
+        values = inputs(kind, size=size)
+        assert model(**values).shape == (2, 8, *values["x"].shape[2:])
 
 
-def test_a_dropped_caption_is_the_null_caption_under_the_same_mask():
-    model = small_model()
-    x, t, y = torch.randn(2, 4, 2, 4, 4), torch.tensor([10.0, 20.0]), torch.randn(2, 1, 5, 16)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    dropped = model(x, t, y, mask, drop_caption=torch.tensor([False, True]))
-    null = model.y_embedder.y_embedding[None, None, :5]
-    torch.testing.assert_close(dropped[0], model(x, t, y, mask)[0])
-    torch.testing.assert_close(dropped[1], model(x, t, null.expand(2, -1, -1, -1), mask)[1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_size_that_the_patch_does_not_divide_is_padded_with_zeros_and_cropped(kind):
+    model, values = small_model(kind), inputs(kind, size=(2, 5, 7))
+    padded = values | {"x": torch.nn.functional.pad(values["x"], (0, 1, 0, 1))}
+    torch.testing.assert_close(model(**values), model(**padded)[:, :, :, :5, :7])
 
 
-def test_neighbouring_timesteps_differ_in_bfloat16_too():
-    model = small_model().bfloat16()
-    x, y = torch.randn(1, 4, 1, 4, 4), torch.randn(1, 1, 3, 16)
-    outputs = [model(x, torch.tensor([t]), y) for t in (900.0, 901.0)]
+@pytest.mark.parametrize("kind", WITH_CAPTIONS)
+def test_a_dropped_caption_is_the_null_caption_under_the_same_mask(kind):
+    model, values = small_model(kind), inputs(kind)
+    dropped = model(**values, drop_caption=torch.tensor([False, True]))
+    null = model.y_embedder.y_embedding[None, None].expand(2, -1, -1, -1)
+    torch.testing.assert_close(dropped[0], model(**values)[0])
+    torch.testing.assert_close(dropped[1], model(**values | {"y": null})[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbouring_timesteps_differ_in_bfloat16_too(kind):
+    model, values = small_model(kind).bfloat16(), one_of(inputs(kind), 0)
+    outputs = [model(**values | {"timestep": torch.tensor([t])}) for t in (900.0, 901.0)]
+    assert outputs[0].dtype is torch.float32
     assert not torch.equal(*outputs)
 
 
-def test_the_forward_pass_draws_no_random_number():
-    model = small_model(class_dropout_prob=0.5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_forward_pass_draws_no_random_number(kind):
+    model, values = small_model(kind, class_dropout_prob=0.5), inputs(kind)
     state = torch.get_rng_state()
-    model.train()(torch.randn(1, 4, 1, 4, 4, generator=torch.Generator()), torch.tensor([1.0]), torch.ones(1, 1, 3, 16))
+    model.train()(**values)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_of_checkpointing_gives_the_same_gradients_and_keeps_less(kind):
+    results, kept_bytes = {}, {}
+    for mode in ("none", "selective", "full"):
+        model, values = small_model(kind, activation_checkpointing=mode), inputs(kind, size=(4, 8, 8))
+        kept = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(**values)
+        output.square().mean().backward()
+        results[mode] = [output, *(parameter.grad for parameter in model.parameters())]
+        kept_bytes[mode] = sum(kept.values())
+    for mode in ("selective", "full"):
+        torch.testing.assert_close(results[mode], results["none"], atol=1e-6, rtol=1e-5)
+    assert kept_bytes["full"] < kept_bytes["none"] / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_selective_checkpointing_computes_no_product_twice(kind):
+    flop = {}
+    for mode in ("none", "selective", "full"):
+        model, values = small_model(kind, activation_checkpointing=mode), inputs(kind)
+        loss = model(**values).square().mean()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        flop[mode] = counter.get_total_flops()
+    assert flop["none"] == flop["selective"] < flop["full"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_selective_checkpointing_is_right_with_the_linear_function_of_zero_stage_3(kind, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
+    gradients = []
+    for mode in ("none", "selective"):
+        model = small_model(kind, activation_checkpointing=mode)
+        model(**inputs(kind)).square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_compile_whole_with_their_checkpointing(kind):
+    torch.compiler.reset()
+    mode = "full" if kind.endswith("labels") else "selective"
+    expected = small_model(kind, activation_checkpointing=mode)
+    model, values = small_model(kind, activation_checkpointing=mode), inputs(kind)
+    for block in model.transformer_blocks():
+        block.compile(backend="eager", fullgraph=True)
+    for one in (model, expected):
+        one(**values).square().mean().backward()
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_initial_weights_are_those_of_the_published_recipe():
@@ -91,15 +148,42 @@ def test_initial_weights_are_those_of_the_published_recipe():
     assert model.blocks[0].scale_shift_table.std().item() == pytest.approx(192**-0.5, rel=0.1)
 
 
-def test_the_large_preset_has_the_published_number_of_parameters():
+def test_positions_by_size_are_the_published_ones_at_the_published_sizes():
+    config = model_config("stdit-ti/2", space_scale=None, time_scale=None)
+    assert config.space_scale_of(16, 16) == 0.5
+    assert config.space_scale_of(32, 32) == 1.0
+    assert config.time_scale_of(16) == config.time_scale_of(1) == 1.0
+    assert config.time_scale_of(64) == config.time_scale_of(256) == pytest.approx(2 / 3)
+    assert 2 / 3 < config.time_scale_of(32) < 1
+
+
+def test_a_model_with_positions_by_size_equals_at_each_size_one_that_was_made_for_it():
+    by_size = small_model("stdit-ti/2", space_scale=None, time_scale=None)
+    for size, space, time in [((16, 32, 32), 0.5, 1.0), ((64, 32, 32), 0.5, 2 / 3)]:
+        values = inputs("stdit-ti/2", size=size, batch=1)
+        made_for_it = small_model("stdit-ti/2", space_scale=space, time_scale=time)
+        torch.testing.assert_close(by_size(**values), made_for_it(**values))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("stdit-xl/2", 760), ("stdit3-xl/2", 1210), ("stdit3-3b/2", 3170), ("dit-xl/2", 611)]
+)
+def test_the_large_presets_have_the_published_number_of_parameters(name, millions):
     with torch.device("meta"):
-        model = create_model("stdit-xl/2")
-    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(760e6, rel=0.005)
+        model = create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(millions * 1e6, rel=0.005)
+
+
+def test_a_dit_with_labels_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = create_model("dit-xl/2", num_classes=1000)
+    positions = 256 * 1152  # published as a parameter that is not trained
+    assert sum(parameter.numel() for parameter in model.parameters()) + positions == 675_129_632
 
 
 def test_published_weights_of_other_shapes_are_made_to_fit():
-    model = small_model()
-    state = dict(small_model().state_dict())
+    model = small_model("stdit-ti/2")
+    state = dict(small_model("stdit-ti/2").state_dict())
     state["pos_embed"], state["pos_embed_temporal"] = torch.zeros(1, 4, 48), torch.zeros(1, 2, 48)
     state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"].squeeze(2)
     state["y_embedder.y_embedding"] = torch.arange(12.0)[:, None].expand(12, 16)
@@ -120,20 +204,13 @@ def test_unknown_models_and_settings_name_the_choices():
         create_model("stdit-ti/2", depth="two")
     with pytest.raises(InputError, match="multiple of num_heads=3"):
         create_model("stdit-ti/2", hidden_size=200)
-
-
-@pytest.mark.parametrize("pred_sigma", [True, False])
-def test_counted_operations_are_those_that_torch_counts(pred_sigma):
-    model = small_model(attention_backend="math", pred_sigma=pred_sigma, mlp_ratio=3.0)
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):  # which FlopCounterMode counts on every device
-        model(torch.randn(1, 4, 3, 4, 6), torch.tensor([5.0]), torch.randn(1, 1, 7, 16))
-    counted = stdit_forward_flop(model.config, num_frames=3, frame_tokens=6, caption_tokens=7)
-    assert counted == counter.get_total_flops()
-
-
-def test_operations_of_the_published_sizes_agree_with_known_figures():
-    with torch.device("meta"):
-        config = create_model("stdit-xl/2").config
-    per_token = stdit_training_flop(config, num_frames=16, frame_tokens=256, caption_tokens=120) / (16 * 256)
-    assert per_token == pytest.approx(4.18e9, rel=0.02)
+    with pytest.raises(InputError, match="space_scale=0.0: expected more than 0, or None"):
+        create_model("stdit-ti/2", space_scale=0)
+    with pytest.raises(InputError, match="unknown model setting 'space_scale'"):
+        create_model("stdit3-ti/2", space_scale=0.5)
+    with pytest.raises(InputError, match="heads of 15: expected an even width"):
+        create_model("stdit3-ti/2", hidden_size=60, num_heads=4)
+    with pytest.raises(InputError, match="activation_checkpointing='some': expected one of none, selective, full"):
+        create_model("stdit-ti/2", **SMALL, activation_checkpointing="some")
+    with pytest.raises(InputError, match="captions of 10 tokens, but model_max_length=9: cut them"):
+        small_model("stdit-ti/2")(torch.zeros(1, 4, 1, 2, 2), torch.zeros(1), torch.zeros(1, 1, 10, 16))

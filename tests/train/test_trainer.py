@@ -16,8 +16,7 @@ from train.checkpoint_files import EMA_FILE, STATE_FILE, WEIGHTS_FILE, list_chec
 from train.config import CheckpointOptions, TrainConfig
 from train.ema import decay_at
 from train.metrics import MetricsLog
-from train.model.config import STDiTConfig, config_from_values
-from train.model.stdit import STDiT
+from train.model import create_model
 from train.run_folder import RunDescription, open_run, read_run
 from train.trainer import train
 
@@ -86,7 +85,7 @@ def test_the_average_follows_the_weights_of_every_step(ranks, small_config):
     config = small_config.changed(precision="float32", steps=3, checkpoint_every=1)
     train(config, ranks)
     torch.manual_seed(config.seed)
-    model = STDiT(config_from_values(read_run(config.output).model_config, STDiTConfig()))
+    model = create_model(read_run(config.output).config["model"], **read_run(config.output).model_config)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for step, checkpoint in enumerate(list_checkpoints(config.output)):
         weights, saved = (load_file(checkpoint / file) for file in (WEIGHTS_FILE, EMA_FILE))
@@ -186,7 +185,7 @@ def test_a_run_folder_of_another_run_is_refused_and_both_values_are_named(ranks,
         ({"model": "stdit-xxl/2"}, "unknown model 'stdit-xxl/2': choose from"),
         ({"model_settings": ("depth",)}, "--set depth: expected NAME=VALUE"),
         ({"model_settings": ("in_channels=3",)}, "--set in_channels=3: the cache decides it"),
-        ({"model_settings": ("patch_size=[1,4,4]",)}, "bucket 3x32x48: latent of 3x4x6 .* not divisible"),
+        ({"model_settings": ("num_classes=7",), "model": "dit-ti/2"}, "--set num_classes=7: a cache has captions"),
         ({"model_settings": ("pred_sigma=false",)}, "pred_sigma=false: the loss teaches the variance too"),
         ({"buckets": ("9x9x9",)}, "bucket 9x9x9: the cache holds 2x32x32, 3x32x48"),
         ({"min_snr_gamma": 5.0, "objective": "rectified-flow"}, "min_snr_gamma=5.0 does nothing with objective=rect"),

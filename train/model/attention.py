@@ -5,17 +5,17 @@ The backends are an explicit list. Without a request, PyTorch takes the first of
 compute the shape at hand; the order is by measurement at head dim 72 on one H200 (cuDNN is 1.5 times as fast as
 FlashAttention 2 there). A backend asked for by name is used or is an error: it is never replaced silently.
 
-Captions are ragged: each sample sees its own valid caption tokens only. Kernels with a mask get a mask; kernels without
-one get the valid keys packed end to end, and the borders between the samples.
+Captions are ragged: each sample sees its own valid caption tokens only. Kernels with a mask get a mask. Kernels for
+sequences of several lengths read keys and values where they lie: the padding of a sample becomes a sequence of its own
+that nobody queries, so nothing is packed and nothing waits for the device to count.
 
 Letters: B batch, N queries, M keys, H heads, D width of a head.
 """
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -40,22 +40,26 @@ _SDPA = {
 _HALF = (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class KeyMask:
-    """Which keys each sample sees. Made once a forward pass, shared by all layers."""
+class KeyMask(NamedTuple):
+    """Which keys each sample sees: its first ones. Made once a forward pass, shared by all layers."""
 
     mask: Bool[Tensor, "B M"]
     """True at the keys that are seen."""
+    borders: Int[Tensor, " 2*B+1"]
+    """Where, among the keys of all samples end to end, those seen and those not seen begin, in turn; and the end."""
 
-    @cached_property
-    def packed_positions(self) -> Int[Tensor, " P"]:
-        """The positions of the valid keys in the keys flattened over (B, M)."""
-        return self.mask.flatten().nonzero().squeeze(1)
+    @classmethod
+    def valid_first(cls, valid: Bool[Tensor, "B M"] | Int[Tensor, "B M"]) -> tuple["KeyMask", Int[Tensor, "B M"]]:
+        """Returns the mask, and the order of keys that it is for: those that are seen before the others.
 
-    @cached_property
-    def borders(self) -> Int[Tensor, " B+1"]:
-        """Where each sample's keys begin among the packed ones, and the end."""
-        return F.pad(self.mask.sum(dim=1).cumsum(0), (1, 0)).to(torch.int32)
+        Args:
+            valid: Nonzero at the keys that are seen.
+        """
+        mask, order = valid.bool().sort(dim=1, descending=True, stable=True)
+        B, M = mask.shape
+        begins = torch.arange(0, B * M, M, device=mask.device)
+        borders = torch.stack([begins, begins + mask.sum(dim=1)], dim=1).flatten()
+        return cls(mask, F.pad(borders, (0, 1), value=B * M).to(torch.int32)), order
 
 
 def preferred_backends(device_type: str, dtype: torch.dtype, *, masked: bool) -> tuple[AttentionBackend, ...]:
@@ -97,16 +101,14 @@ def attention(
     k: Float[Tensor, "B M H D"],
     v: Float[Tensor, "B M H D"],
     *,
-    keys: KeyMask | None = None,
     backend: AttentionBackend | None = None,
 ) -> Float[Tensor, "B N H D"]:
-    """Returns softmax(q k^T / sqrt(D)) v, each sample over its own keys.
+    """Returns softmax(q k^T / sqrt(D)) v.
 
     Args:
         q: Queries.
         k: Keys.
         v: Values.
-        keys: The keys that each sample sees; all of them if None.
         backend: The kernel to use; None chooses one.
 
     Raises:
@@ -115,17 +117,51 @@ def attention(
     if backend is not None:
         require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
     if q.is_meta:
+        return _without_content(q, k, v, None, backend)
+    if backend == "flash-attn":
+        out: Tensor = importlib.import_module("flash_attn").flash_attn_func(q, k, v)  # optional: the `gpu` extra
+        return out
+    return _sdpa(q, k, v, None, backend)
+
+
+def caption_attention(
+    q: Float[Tensor, "B N H D"],
+    kv: Float[Tensor, "B M 2 H D"],
+    keys: KeyMask | None,
+    *,
+    backend: AttentionBackend | None = None,
+) -> Float[Tensor, "B N H D"]:
+    """Returns softmax(q k^T / sqrt(D)) v, each sample over its own keys.
+
+    Args:
+        q: Queries.
+        kv: Keys and values, as one product gives them.
+        keys: The keys that each sample sees; all of them if None.
+        backend: The kernel to use; None chooses one.
+
+    Raises:
+        InputError: if ``backend`` does not exist for the tensors' device and dtype.
+    """
+    k, v = kv.unbind(2)
+    if keys is None:
+        return attention(q, k, v, backend=backend)
+    if backend is not None:
+        require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
+    if q.is_meta:
         return _without_content(q, k, v, keys, backend)
     if backend == "flash-attn":
-        return _flash_attn(q, k, v, keys)
-    if backend == "flash" and keys is not None and q.is_cuda:
-        return _torch_varlen(q, k, v, keys)
+        return _varlen(importlib.import_module("flash_attn").flash_attn_varlen_func, q, k, v, keys)
+    if backend == "flash" and q.is_cuda:
+        return _varlen(importlib.import_module("torch.nn.attention.varlen").varlen_attn, q, k, v, keys)
+    return _sdpa(q, k, v, keys.mask[:, None, None, :], backend)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: AttentionBackend | None) -> Tensor:
     if backend is not None:
         kernels = [_SDPA[backend]]
     else:
-        names = preferred_backends(q.device.type, q.dtype, masked=keys is not None)
+        names = preferred_backends(q.device.type, q.dtype, masked=mask is not None)
         kernels = [_SDPA[name] for name in names if name in _SDPA]
-    mask = None if keys is None else keys.mask[:, None, None, :]
     with sdpa_kernel(kernels, set_priority=len(kernels) > 1):
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return out.transpose(1, 2)
@@ -144,25 +180,10 @@ def _without_content(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask | None, back
     return out.transpose(1, 2)
 
 
-def _packed(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
-    """Returns queries and valid keys and values end to end, where each sample's begin, and the longest of each."""
-    packed_k, packed_v = (t.flatten(0, 1).index_select(0, keys.packed_positions) for t in (k, v))
+def _varlen(kernel: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> Tensor:
+    """Returns the attention of a kernel for sequences end to end: each sample's keys, then its padding, unqueried."""
     B, N = q.shape[:2]
-    query_borders = torch.arange(0, (B + 1) * N, N, dtype=torch.int32, device=q.device)
-    return q.flatten(0, 1), packed_k, packed_v, query_borders, keys.borders, N, k.shape[1]
-
-
-def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> Tensor:
-    varlen = importlib.import_module("torch.nn.attention.varlen")  # for CUDA only
-    out: Tensor = varlen.varlen_attn(*_packed(q, k, v, keys))
-    return out.view_as(q)
-
-
-def _flash_attn(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask | None) -> Tensor:
-    package = importlib.import_module("flash_attn")  # optional: the `gpu` extra
-    out: Tensor
-    if keys is None:
-        out = package.flash_attn_func(q, k, v)
-    else:
-        out = package.flash_attn_varlen_func(*_packed(q, k, v, keys))
+    queries = torch.arange(0, (B + 1) * N, N, dtype=torch.int32, device=q.device)
+    query_borders = queries.repeat_interleave(2)[1:]  # 0, N, N, 2N, 2N, ...
+    out: Tensor = kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), query_borders, keys.borders, N, k.shape[1])
     return out.view_as(q)

@@ -58,8 +58,11 @@ class _Both:
 
 def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     forward, recomputation = checkpoint_contexts()
-    keep, reuse = create_selective_checkpoint_contexts(_policy)
+    keep, reuse = _kept_contexts()
     return _Both(forward, keep), _Both(recomputation, reuse)
+
+
+_kept_contexts = partial(create_selective_checkpoint_contexts, _policy)
 
 
 def require_checkpointing(name: str) -> None:
@@ -72,5 +75,8 @@ def checkpointed(function: Callable[..., Any], mode: ActivationCheckpointing) ->
     """Returns ``function`` so that its backward pass keeps what ``mode`` says. Without gradients it is as it was."""
     if mode == "none":
         return function
+    if torch.compiler.is_compiling():  # where products are as the device has them
+        plain = partial(checkpoint, function, use_reentrant=False)
+        return partial(plain, context_fn=_kept_contexts) if mode == "selective" else plain
     contexts = _selective_contexts if mode == "selective" else checkpoint_contexts
     return partial(checkpoint, function, use_reentrant=False, context_fn=contexts)

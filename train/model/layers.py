@@ -6,13 +6,42 @@ G groups of frames that share a modulation (1 or T).
 """
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from train.model.attention import AttentionBackend, KeyMask, attention
+from shared.errors import InputError
+from train.model.attention import KeyMask
+from train.model.config import DiTConfig, ModelConfig
 from train.model.positions import timestep_sinusoid
-from train.ops.modulation import gate_add_norm_modulate
-from train.ops.time_attention import time_attention
+from train.ops.modulation import gate_add_norm_modulate, norm_modulate
+
+Stream = tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"] | None, Float[Tensor, "B G D"] | None]
+"""The tokens, what is still to be added to them, and the gate of that; None if nothing is.
+
+A block leaves its last addition to whatever comes next, where it is one pass with the norm.
+"""
+
+
+def enter(
+    stream: Stream, shift: Float[Tensor, "B G D"], scale: Float[Tensor, "B G D"]
+) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
+    """Returns the tokens after what was left to be added, and their modulated norm."""
+    x, h, gate = stream
+    if h is None:
+        return x, norm_modulate(x, shift, scale)
+    return gate_add_norm_modulate(x, h, gate, shift, scale)
+
+
+class Linear(nn.Linear):
+    """PyTorch's linear layer, on rows in two dimensions.
+
+    For more dimensions, the linear function that DeepSpeed puts in PyTorch's place under ZeRO stage 3 adds the bias to
+    the product in place. Selective checkpointing, which keeps the product, would add it twice.
+    """
+
+    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)
 
 
 class Mlp(nn.Module):
@@ -20,71 +49,28 @@ class Mlp(nn.Module):
 
     def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc1 = Linear(in_features, hidden_features)
         self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(hidden_features, out_features)
+        self.fc2 = Linear(hidden_features, out_features)
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         return self.fc2(self.act(self.fc1(x)))
 
 
-class SelfAttention(nn.Module):
-    """The weights of attention among tokens; who meets whom is the subclasses'."""
-
-    def __init__(self, hidden_size: int, num_heads: int, backend: AttentionBackend | None) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.backend = backend
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-
-    def heads(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S 3 H P"]:
-        """Returns queries, keys and values."""
-        return self.qkv(x).unflatten(3, (3, self.num_heads, -1))
-
-
-class SpaceAttention(SelfAttention):
-    """Attention among the tokens of each frame."""
-
-    def forward(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
-        q, k, v = self.heads(x).flatten(0, 1).unbind(2)  # (B*T, S, H, P) each
-        return self.proj(attention(q, k, v, backend=self.backend).reshape(x.shape))
-
-
-class TimeAttention(SelfAttention):
-    """Attention along time among the tokens of each place of the frame."""
-
-    def forward(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
-        return self.proj(time_attention(self.heads(x)).flatten(3))
-
-
-class CrossAttention(nn.Module):
-    """Attention from the tokens of a sample to its own valid caption tokens."""
-
-    def __init__(self, hidden_size: int, num_heads: int, backend: AttentionBackend | None) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.backend = backend
-        self.q_linear = nn.Linear(hidden_size, hidden_size)
-        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(
-        self, x: Float[Tensor, "B T S D"], y: Float[Tensor, "B L D"], keys: KeyMask | None
-    ) -> Float[Tensor, "B T S D"]:
-        q = self.q_linear(x).flatten(1, 2).unflatten(2, (self.num_heads, -1))
-        k, v = self.kv_linear(y).unflatten(2, (2, self.num_heads, -1)).unbind(2)
-        return self.proj(attention(q, k, v, keys=keys, backend=self.backend).reshape(x.shape))
-
-
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel: one token a patch."""
+    """A convolution whose stride is its kernel: one token a patch. Latents are padded with zeros to whole patches."""
 
-    def __init__(self, in_channels: int, hidden_size: int, patch_size: tuple[int, int, int]) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+        self.patch_size = config.patch_size
+        self.proj = nn.Conv3d(
+            config.in_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
+        )
 
     def forward(self, x: Float[Tensor, "B C T*pt H*ph W*pw"]) -> Float[Tensor, "B T S D"]:
+        missing = [-n % p for n, p in zip(x.shape[2:], self.patch_size, strict=True)]
+        if any(missing):
+            x = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
         return self.proj(x).flatten(3).permute(0, 2, 3, 1)
 
 
@@ -110,9 +96,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.sinusoid_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.mlp = nn.Sequential(Linear(self.sinusoid_size, hidden_size), nn.SiLU(), Linear(hidden_size, hidden_size))
 
     def forward(self, timestep: Float[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B D"]:
         return self.mlp(timestep_sinusoid(timestep, self.sinusoid_size).to(dtype))
@@ -123,33 +107,75 @@ class CaptionEmbedder(nn.Module):
 
     y_embedding: Tensor
 
-    def __init__(self, caption_channels: int, hidden_size: int, model_max_length: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.y_proj = Mlp(caption_channels, hidden_size, hidden_size)
-        self.register_buffer("y_embedding", torch.randn(model_max_length, caption_channels) / caption_channels**0.5)
+        channels, width, length = config.caption_channels, config.hidden_size, config.model_max_length
+        self.y_proj = Mlp(channels, width, width)
+        self.register_buffer("y_embedding", torch.randn(length, channels) / channels**0.5)
 
-    def forward(self, y: Float[Tensor, "B L C"], drop_caption: Bool[Tensor, " B"] | None) -> Float[Tensor, "B L D"]:
+    def forward(
+        self,
+        y: Float[Tensor, "B 1 L C"],
+        mask: Int[Tensor, "B L"] | None,
+        drop_caption: Bool[Tensor, " B"] | None,
+        dtype: torch.dtype,
+    ) -> tuple[Float[Tensor, "B L D"], KeyMask | None]:
+        """Returns the captions' tokens and which are valid; the valid ones come first.
+
+        Raises:
+            InputError: if the captions are too long.
+        """
+        y = y.squeeze(1).to(dtype)
+        length = y.shape[1]
+        if length > self.y_embedding.shape[0]:
+            raise InputError(f"captions of {length} tokens, but model_max_length={self.y_embedding.shape[0]}: cut them")
         if drop_caption is not None:
-            y = torch.where(drop_caption[:, None, None], self.y_embedding[: y.shape[1]].to(y.dtype), y)
-        return self.y_proj(y)
+            y = torch.where(drop_caption[:, None, None], self.y_embedding[:length].to(dtype), y)
+        y = self.y_proj(y)
+        if mask is None:
+            return y, None
+        keys, order = KeyMask.valid_first(mask)
+        return y.gather(1, order[:, :, None].expand_as(y)), keys
+
+
+class LabelEmbedder(nn.Module):
+    """A vector for each class label, and, if labels are dropped in training, one more for none."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        assert config.num_classes is not None
+        self.num_classes = config.num_classes
+        self.embedding_table = nn.Embedding(self.num_classes + (config.class_dropout_prob > 0), config.hidden_size)
+
+    def forward(self, labels: Int[Tensor, " B"], drop: Bool[Tensor, " B"] | None) -> Float[Tensor, "B D"]:
+        """Returns the labels' vectors.
+
+        Raises:
+            InputError: if labels are to be dropped and there is no vector for that.
+        """
+        if drop is not None:
+            if self.embedding_table.num_embeddings == self.num_classes:
+                raise InputError("class_dropout_prob=0: the model has no null label: use no guidance")
+            labels = torch.where(drop, self.num_classes, labels)
+        return self.embedding_table(labels)
 
 
 class FinalLayer(nn.Module):
     """A modulated norm and the projection to the values of a patch."""
 
-    def __init__(self, hidden_size: int, patch_values: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, patch_values)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
+        width = config.hidden_size
+        self.linear = Linear(width, config.patch_values)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T S D"],
-        h: Float[Tensor, "B T S D"],
-        gate: Float[Tensor, "B G D"],
-        t: Float[Tensor, "B G D"],
-    ) -> Float[Tensor, "B T S V"]:
-        """Returns the values of each token's patch, after adding ``gate * h``, which the last block left to it."""
+    def forward(self, stream: Stream, t: Float[Tensor, "B G D"]) -> Float[Tensor, "B T S V"]:
+        """Returns the values of each token's patch.
+
+        Args:
+            stream: From the last block.
+            t: The timestep's embedding.
+        """
         shift, scale = (self.scale_shift_table + t[:, :, None]).unbind(2)
-        _, h = gate_add_norm_modulate(x, h, gate, shift, scale)
+        _, h = enter(stream, shift, scale)
         return self.linear(h)

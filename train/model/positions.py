@@ -51,6 +51,46 @@ def temporal_positions(width: int, num_frames: int, scale: float, device: torch.
     return sincos(width, torch.arange(num_frames) / scale)[None].to(device, torch.float32)
 
 
+def scaled_positions(width: int, rows: int, columns: int, side: Float[Tensor, " B"]) -> Float[Tensor, "B S width"]:
+    """Returns the positions of the tokens of one frame in a square, row by row, in float32, for each sample.
+
+    The square is as large as the frame and has ``round(sqrt(rows * columns))`` units a side, so that frames of one area
+    and several aspect ratios share it. Source: Open-Sora v1.2.
+
+    Args:
+        width: Channels; a multiple of 4.
+        rows: Token rows of a frame.
+        columns: Token columns of a frame.
+        side: Divides the coordinates: root of the frame's area in pixels, over that of the square that is not scaled.
+    """
+    half, base = width // 2, round((rows * columns) ** 0.5)
+    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=side.device) / half
+    frequencies = _PERIOD**-exponents
+
+    def one_axis(count: int) -> Tensor:  # (B, count, half)
+        units = torch.arange(count, dtype=torch.float32, device=side.device) * (base / count)
+        angles = (units / side.float()[:, None])[:, :, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=2)
+
+    by_column = one_axis(columns)[:, None].expand(-1, rows, -1, -1)
+    by_row = one_axis(rows)[:, :, None].expand(-1, -1, columns, -1)
+    return torch.cat([by_column, by_row], dim=3).flatten(1, 2)
+
+
+def rotary_frequencies(width: int) -> Float[Tensor, " width/2"]:
+    """Returns the angles, in float32, by which one frame turns each pair of ``width`` channels (arXiv 2104.09864)."""
+    return 1.0 / _PERIOD ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+
+
+@functools.lru_cache(maxsize=64)
+def rotary_angles(
+    width: int, num_frames: int, device: torch.device
+) -> tuple[Float[Tensor, "T width/2"], Float[Tensor, "T width/2"]]:
+    """Returns cosines and sines, in float32, of the angles of ``num_frames`` frames."""
+    angles = torch.arange(num_frames, dtype=torch.float32)[:, None] * rotary_frequencies(width)
+    return angles.cos().to(device), angles.sin().to(device)
+
+
 def timestep_sinusoid(timestep: Float[Tensor, " B"], width: int) -> Float[Tensor, "B width"]:
     """Returns cosines, then sines, of the timestep, in float32 whatever the model's dtype.
 

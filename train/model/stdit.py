@@ -7,30 +7,21 @@ hand), the timestep's sinusoid in float32, and no random number is drawn here: w
 Letters: B batch, C channels, T frames, S tokens of a frame, L caption tokens, D width.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from shared.errors import InputError
 from train.model.attention import AttentionBackend, KeyMask
-from train.model.checkpointing import ActivationCheckpointing, checkpointed
+from train.model.attention_layers import CrossAttention, SpaceAttention, TimeAttention
+from train.model.blocks import Block
+from train.model.checkpointing import ActivationCheckpointing
 from train.model.config import STDiTConfig
-from train.model.layers import (
-    CaptionEmbedder,
-    CrossAttention,
-    FinalLayer,
-    Mlp,
-    PatchEmbedding,
-    SpaceAttention,
-    TimeAttention,
-    TimestepEmbedder,
-    unpatchify,
-)
-from train.model.layout import LayoutFor, TokenLayout, whole_layout
+from train.model.initial import initialise
+from train.model.layers import CaptionEmbedder, FinalLayer, Linear, Mlp, Stream, enter
+from train.model.layout import TokenLayout
 from train.model.positions import spatial_positions, temporal_positions
-from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
+from train.model.transformer import DiffusionTransformer
+from train.ops.modulation import gate_add, gate_add_norm_modulate
 
 _KEPT_AS_MADE = ("scale_shift_table", "x_embedder.proj.bias")
 _ZERO_WEIGHTS = ("attn_temp.proj.weight", "cross_attn.proj.weight", "final_layer.linear.weight")
@@ -43,38 +34,33 @@ _NORMAL_WEIGHTS = (
 )
 
 
-class STDiTBlock(nn.Module):
-    """Space, time, caption, MLP: each added to the tokens, the first two under one gate.
+class STDiTBlock(Block):
+    """Space, time, caption, MLP: each added to the tokens, the first two under one gate."""
 
-    A block leaves its last addition to the next one, where it is one pass with the norm.
-    """
-
-    def __init__(self, config: STDiTConfig, backend: AttentionBackend | None) -> None:
-        super().__init__()
+    def __init__(
+        self, config: STDiTConfig, backend: AttentionBackend | None, checkpointing: ActivationCheckpointing
+    ) -> None:
+        super().__init__(checkpointing)
         width = config.hidden_size
-        self.attn = SpaceAttention(width, config.num_heads, backend)
-        self.attn_temp = TimeAttention(width, config.num_heads, backend)
-        self.cross_attn = CrossAttention(width, config.num_heads, backend)
+        self.attn = SpaceAttention(config, backend)
+        self.attn_temp = TimeAttention(config, backend)
+        self.cross_attn = CrossAttention(config, backend)
         self.mlp = Mlp(width, config.mlp_size, width)
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
-    def forward(
+    def compute(
         self,
-        x: Float[Tensor, "B T S D"],
-        h: Float[Tensor, "B T S D"] | None,
-        gate: Float[Tensor, "B 1 D"] | None,
+        stream: Stream,
         y: Float[Tensor, "B L D"],
         t: Float[Tensor, "B 1 6*D"],
         keys: KeyMask | None,
         layout: TokenLayout,
         time_positions: Float[Tensor, "1 T 1 D"] | None,
-    ) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"], Float[Tensor, "B 1 D"]]:
-        """Returns the tokens, and what is still to be added to them with its gate.
+    ) -> Stream:
+        """Returns the stream after this block.
 
         Args:
-            x: Tokens.
-            h: What the block before left to be added; None in the first block.
-            gate: Of h.
+            stream: From the block before.
             y: Captions.
             t: The timestep's modulation.
             keys: Valid caption tokens.
@@ -83,34 +69,17 @@ class STDiTBlock(nn.Module):
         """
         modulation = self.scale_shift_table + t.unflatten(2, (6, -1))  # (B, 1, 6, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
-        if h is None:
-            h = norm_modulate(x, shift_msa, scale_msa)
-        else:
-            x, h = gate_add_norm_modulate(x, h, gate, shift_msa, scale_msa)
-        x = gate_add(x, layout.along_space(h, self.attn), gate_msa)
-
-        def along_time(x: Tensor) -> Tensor:
-            return self.attn_temp(x if time_positions is None else x + time_positions)
-
-        x = gate_add(x, layout.along_time(x, along_time), gate_msa)
+        x, h = enter(stream, shift_msa, scale_msa)
+        x = gate_add(x, self.attn(h, layout), gate_msa)
+        x = gate_add(x, self.attn_temp(x, layout, positions=time_positions), gate_msa)
         x, h = gate_add_norm_modulate(x, self.cross_attn(x, y, keys), None, shift_mlp, scale_mlp)
         return x, self.mlp(h), gate_mlp
 
 
-class STDiT(nn.Module):
-    """Space-time diffusion transformer.
+class STDiT(DiffusionTransformer):
+    """Space-time diffusion transformer. The arguments are those of :class:`DiffusionTransformer`."""
 
-    Args:
-        config: The architecture.
-        attention_backend: The attention kernel; None chooses by device and shape.
-        activation_checkpointing: What blocks keep for the backward pass.
-
-    Attributes:
-        layout_for: Where the tokens of a forward pass lie; set it to spread them over ranks.
-    """
-
-    wants_size = False
-    """Whether the forward pass takes ``fps``, ``height`` and ``width``."""
+    config: STDiTConfig
 
     def __init__(
         self,
@@ -119,19 +88,15 @@ class STDiT(nn.Module):
         attention_backend: AttentionBackend | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.layout_for: LayoutFor = whole_layout
-        self.activation_checkpointing = activation_checkpointing
-        width, patch = config.hidden_size, config.patch_size
-        self.x_embedder = PatchEmbedding(config.in_channels, width, patch)
-        self.t_embedder = TimestepEmbedder(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.y_embedder = CaptionEmbedder(config.caption_channels, width, config.model_max_length)
-        self.blocks = nn.ModuleList(STDiTBlock(config, attention_backend) for _ in range(config.depth))
-        self.final_layer = FinalLayer(width, patch[0] * patch[1] * patch[2] * config.out_channels)
-        self.register_load_state_dict_pre_hook(_adapt_published_state)
-        self._initialize_weights()
+        super().__init__(config, attention_backend=attention_backend, activation_checkpointing=activation_checkpointing)
+        width = config.hidden_size
+        self.t_block = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
+        self.y_embedder = CaptionEmbedder(config)
+        self.blocks = nn.ModuleList(
+            STDiTBlock(config, attention_backend, activation_checkpointing) for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(config)
+        initialise(self, as_made=_KEPT_AS_MADE, zero=_ZERO_WEIGHTS, normal=_NORMAL_WEIGHTS)
 
     def forward(
         self,
@@ -145,63 +110,26 @@ class STDiT(nn.Module):
         """Returns the prediction in float32: the noise and, if ``pred_sigma``, as many channels for the variance.
 
         Args:
-            x: Noised latents.
+            x: Noised latents, of any size.
             timestep: From 0 to 999.
             y: Caption embeddings, padded to a common length of at most ``model_max_length``.
             mask: Nonzero at valid caption tokens; all are valid if None.
             drop_caption: True where the null caption replaces ``y``; the mask stays.
 
         Raises:
-            InputError: if the patch does not divide x, or the captions are too long.
+            InputError: if the captions are too long.
         """
-        frames, rows, columns = self.config.grid((x.shape[2], x.shape[3], x.shape[4]))
-        if y.shape[2] > self.config.model_max_length:
-            raise InputError(
-                f"captions of {y.shape[2]} tokens, but model_max_length={self.config.model_max_length}: cut them"
-            )
-        dtype = self.x_embedder.proj.weight.dtype
-        width, device = self.config.hidden_size, x.device
-        space = spatial_positions(width, rows, columns, self.config.space_scale, device).to(dtype)
-        time = temporal_positions(width, frames, self.config.time_scale, device).to(dtype)
-        keys = None if mask is None else KeyMask(mask.bool())
-
+        config = self.config
+        frames, rows, columns = self.grid_of(x)
         layout = self.layout_for(x.shape[0], frames, rows * columns)
-        tokens = layout.split(self.x_embedder(x.to(dtype)) + space[:, None])
-        t = self.t_embedder(timestep, dtype)[:, None]
+        space_scale, time_scale = config.space_scale_of(rows, columns), config.time_scale_of(frames)
+        space = spatial_positions(config.hidden_size, rows, columns, space_scale, x.device).to(self.dtype)
+        time = temporal_positions(config.hidden_size, frames, time_scale, x.device).to(self.dtype)
+
+        t = self.t_embedder(timestep, self.dtype)[:, None]
         modulation = self.t_block(t)
-        captions = self.y_embedder(y.squeeze(1).to(dtype), drop_caption)
-        h = gate = None
+        captions, keys = self.y_embedder(y, mask, drop_caption, self.dtype)
+        stream: Stream = (layout.split(self.x_embedder(x.to(self.dtype)) + space[:, None]), None, None)
         for index, block in enumerate(self.blocks):
-            positions = time[:, :, None] if index == 0 else None
-            run = checkpointed(block, self.activation_checkpointing)
-            tokens, h, gate = run(tokens, h, gate, captions, modulation, keys, layout, positions)
-        values = layout.merge(self.final_layer(tokens, h, gate, t))
-        return unpatchify(values, (frames, rows, columns), self.config.patch_size).float()
-
-    def _initialize_weights(self) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith(_KEPT_AS_MADE):
-                continue
-            if name.endswith(("bias", *_ZERO_WEIGHTS)):
-                nn.init.zeros_(parameter)
-            elif name.endswith(_NORMAL_WEIGHTS):
-                nn.init.normal_(parameter, std=0.02)
-            else:
-                nn.init.xavier_uniform_(parameter.view(parameter.shape[0], -1))
-
-
-def _adapt_published_state(model: STDiT, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Makes published weights fit: positions dropped, the null caption cut or extended, PixArt's patches given a time.
-
-    The rows by which the null caption is extended are those that the model was made with.
-    """
-    for name in ("pos_embed", "pos_embed_temporal"):
-        state.pop(prefix + name, None)
-    null_key, patch_key = prefix + "y_embedder.y_embedding", prefix + "x_embedder.proj.weight"
-    own = model.y_embedder.y_embedding
-    given = state.get(null_key)
-    if given is not None and given.shape[0] != own.shape[0]:
-        state[null_key] = torch.cat([given[: own.shape[0]], own[given.shape[0] :].to(given)])
-    patches = state.get(patch_key)
-    if patches is not None and patches.ndim == 4:
-        state[patch_key] = patches.unsqueeze(2)
+            stream = block(stream, captions, modulation, keys, layout, time[:, :, None] if index == 0 else None)
+        return self.to_video(layout.merge(self.final_layer(stream, t)), x)

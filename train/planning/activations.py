@@ -8,11 +8,11 @@ from train.config import ParallelOptions
 from train.data import Batch
 from train.diffusion.objective import Objective
 from train.loss import batch_loss
-from train.model.config import STDiTConfig
+from train.model.config import ModelConfig
 from train.planning.allocations import Allocations
 
 
-def meta_model(config: STDiTConfig, options: ParallelOptions) -> nn.Module:
+def meta_model(config: ModelConfig, options: ParallelOptions) -> nn.Module:
     """Returns a run's model without content, in its precision, in training mode."""
     with torch.device("meta"):
         model = build_model(config, options)

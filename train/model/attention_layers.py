@@ -1,0 +1,118 @@
+# ruff: noqa: F722  (jaxtyping's shapes are not forward references)
+"""Attention with its weights: within a frame, along time, among all tokens, and to the caption.
+
+Each asks the layout to bring together the tokens that must meet. The parameters' names are those of the published
+weights.
+
+Letters: B batch, T frames, S tokens of a frame, N tokens, L caption tokens, D width, H heads, P head width.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from train.model.attention import AttentionBackend, KeyMask, attention, caption_attention
+from train.model.config import ModelConfig
+from train.model.layers import Linear
+from train.model.layout import TokenLayout
+from train.ops.time_attention import RMS_NORM_EPS, time_attention
+
+Rope = tuple[Float[Tensor, "T P/2"], Float[Tensor, "T P/2"]]
+"""Cosines and sines of the angles by which queries and keys are turned."""
+
+
+class SelfAttention(nn.Module):
+    """The weights of attention among tokens; who meets whom is the subclasses'."""
+
+    def __init__(self, config: ModelConfig, backend: AttentionBackend | None, *, qk_norm: bool = False) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.backend = backend
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+        self.q_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
+
+    def heads(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S 3 H P"]:
+        """Returns queries, keys and values, not yet normalised."""
+        return self.qkv(x).unflatten(3, (3, self.num_heads, -1))
+
+    def normed(self, q: Float[Tensor, "... P"], k: Float[Tensor, "... P"]) -> tuple[Tensor, Tensor]:
+        """Returns queries and keys, normalised if the model does that."""
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
+
+    def attend(
+        self, q: Float[Tensor, "B N H P"], k: Float[Tensor, "B N H P"], v: Float[Tensor, "B N H P"]
+    ) -> Float[Tensor, "B N H P"]:
+        """Returns the attention of each sequence to itself, by the chosen backend."""
+        return attention(q, k, v, backend=self.backend)
+
+
+class SpaceAttention(SelfAttention):
+    """Attention among the tokens of each frame."""
+
+    def forward(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float[Tensor, "B T S D"]:
+        return layout.along_space(x, self._within_frames)
+
+    def _within_frames(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
+        q, k, v = self.heads(x).flatten(0, 1).unbind(2)  # (B*T, S, H, P) each
+        return self.proj(self.attend(*self.normed(q, k), v).reshape(x.shape))
+
+
+class TimeAttention(SelfAttention):
+    """Attention along time among the tokens of each place of the frame."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T S D"],
+        layout: TokenLayout,
+        *,
+        positions: Float[Tensor, "1 T 1 D"] | None = None,
+        rope: Rope | None = None,
+    ) -> Float[Tensor, "B T S D"]:
+        """Returns the attended tokens.
+
+        Args:
+            x: Tokens.
+            layout: Where they lie.
+            positions: Added to the tokens of all frames first.
+            rope: Angles of all frames by which queries and keys are turned.
+        """
+        q_norm = None if self.q_norm is None else self.q_norm.weight
+        k_norm = None if self.k_norm is None else self.k_norm.weight
+
+        def along_time(x: Tensor) -> Tensor:
+            qkv = self.heads(x if positions is None else x + positions)
+            return self.proj(time_attention(qkv, q_norm=q_norm, k_norm=k_norm, rope=rope).flatten(3))
+
+        return layout.along_time(x, along_time)
+
+
+class FullAttention(SelfAttention):
+    """Attention among all tokens of a sample."""
+
+    def forward(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float[Tensor, "B T S D"]:
+        q, k, v = self.heads(x).unbind(3)  # (B, T, S, H, P) each
+        return self.proj(layout.along_all(*self.normed(q, k), v, self.attend).reshape(x.shape))
+
+
+class CrossAttention(nn.Module):
+    """Attention from the tokens of a sample to its own valid caption tokens."""
+
+    def __init__(self, config: ModelConfig, backend: AttentionBackend | None) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.backend = backend
+        self.q_linear = Linear(width, width)
+        self.kv_linear = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "B T S D"], y: Float[Tensor, "B L D"], keys: KeyMask | None
+    ) -> Float[Tensor, "B T S D"]:
+        q = self.q_linear(x).flatten(1, 2).unflatten(2, (self.num_heads, -1))
+        kv = self.kv_linear(y).unflatten(2, (2, self.num_heads, -1))  # (B, L, 2, H, P)
+        return self.proj(caption_attention(q, kv, keys, backend=self.backend).reshape(x.shape))
