@@ -7,7 +7,7 @@ import torch
 from shared.errors import InputError
 from shared.spec import Bucket
 from train.building import build_model
-from train.model.flops import stdit_training_flop
+from train.model.flops import training_flop
 from train.planning.activations import meta_batch, meta_model, working_bytes
 from train.planning.memory import MemoryPlan, gradient_shards, plan_memory
 from train.setup import CheckedRun
@@ -65,7 +65,7 @@ def plan_bucket(run: CheckedRun, bucket: Bucket, world_size: int) -> BucketPlan:
         working=working_bytes(model, run.objective, batch, gradient_shards=gradient_shards(config.parallel, world_size))
         // degree,
     )
-    flop = stdit_training_flop(
+    flop = training_flop(
         architecture,
         num_frames=frames,
         frame_tokens=rows * columns,
