@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from shared.errors import InputError
-from shared.spec import VaeGeometry
 from tests.train.synthetic_cache import TEXT_CHANNELS, provenance
 from train.diffusion.objective import create_objective
 from train.diffusion.samplers import create_sampler
@@ -21,7 +20,6 @@ from train.model import create_model
 from train.run_folder import RUN_FILE
 from train.sample import sample_videos
 from train.sampling.config import SampleConfig
-from train.sampling.encoders import require_slices, slices
 from train.sampling.files import file_stem, grid_stem
 from train.sampling.latents import ClipSize, sample_latent
 from train.sampling.prompts import read_prompts
@@ -162,20 +160,6 @@ def test_a_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="p.txt: expected a UTF-8 text file"):
         read_prompts(tmp_path / "p.txt")
-
-
-def test_clips_are_decoded_in_parts_that_change_nothing():
-    chunks = VaeGeometry(latent_channels=4, spatial_stride=8, temporal_stride=4, chunk_frames=17)
-    assert list(slices(chunks, 51, 16)) == [(slice(0, 5), 17), (slice(5, 10), 17), (slice(10, 15), 17)]
-    assert list(slices(chunks, 40, 34)) == [(slice(0, 10), 34), (slice(10, 12), 6)]
-    causal = VaeGeometry(latent_channels=4, spatial_stride=8, temporal_stride=4)
-    assert list(slices(causal, 33, 16)) == [(slice(None), 33)]
-    require_slices(chunks, 34)
-    require_slices(causal, None)
-    with pytest.raises(InputError, match="decode_frames=8: this autoencoder decodes a clip whole"):
-        require_slices(causal, 8)
-    with pytest.raises(InputError, match="decode_frames=8: this autoencoder decodes chunks of 17 frames"):
-        require_slices(chunks, 8)
 
 
 def test_other_prompts_and_other_seeds_have_other_files():

@@ -161,7 +161,7 @@ def encode_head(
         if start < 0 or (is_image and num_frames > 1):
             held = 1 if is_image else int((times[-1] + _TIMES_SLACK) * fps) + 1
             raise InputError(
-                f"{file}: it has {held} frames at {fps:g} a second, and {num_frames} are asked for: lower "
+                f"{file}: {num_frames} frames are asked for, and it has {held} at {fps:g} a second: lower "
                 "--condition-frames"
             )
         window = Window(start=start, num_frames=num_frames, fps=None if is_image else fps)
