@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from preprocess.decode import Decoder
 from preprocess.partition import Partition
 from preprocess.report import Limit
 from shared.bucket_presets import parse_buckets
@@ -121,8 +122,8 @@ class PreprocessConfig:
     """GPUs that Ray sets aside for each encoding worker; 0.5 puts two on one."""
     text_gpus: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """GPUs for T5 alone; 0 runs T5 and the VAE on the same ones."""
-    decoder: Literal["cpu", "nvdec"] = "cpu"
-    """What decodes video: the cluster's CPUs, or the decoders of its GPUs."""
+    decoder: Decoder = "cpu"
+    """What decodes video: the cluster's CPUs, the decoders of its GPUs (nvdec), or both (auto)."""
     decode_ahead_mb: Annotated[int, tyro.conf.arg(metavar="MB")] = 2048
     """Decoded frames that wait for each worker, at most."""
     decode_timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0

@@ -120,6 +120,7 @@ class Encoders:
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "cuda": torch.version.cuda,
             "torch": torch.__version__,
+            **({} if self._config.decoder == "cpu" else {"decoder": self._config.decoder}),
             "av": av.__version__,
             "pillow": PIL.__version__,
             "zstandard": zstandard.__version__,

@@ -1,5 +1,6 @@
 """Decoding as Ray tasks of several clips each, on any node's CPUs or on the decoders of its GPUs."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,14 @@ from shared.clips.plan import SampleTask
 from shared.errors import InputError
 from shared.spec import Bucket
 
-_NVDEC_GPUS = 0.01
-"""Of a GPU, for a task that uses its decoders."""
+NVDEC_SHARE = 0.1
+"""Of each GPU, for tasks that use its decoders: what its workers leave to them."""
+_NVDEC_TASKS = 16
+"""On a GPU at once, if they decode everything: as many as there are cores for one GPU on most machines."""
+_NVDEC_TASKS_BESIDE = 4
+"""On a GPU at once, beside tasks that decode on CPUs."""
+_CPUS_BESIDE = 0.5
+"""For each of those: it waits for the GPU half of the time."""
 
 _decode = ray.remote(num_cpus=1, max_retries=0)(decode_samples)
 
@@ -38,14 +45,48 @@ class _Task:
             raise TaskDiedError(True, f"its decoding worker died: {type(error).__name__}") from None
 
 
-def submitter(decoder: Decoder, timeout_seconds: float) -> Callable[[Sequence[SampleTask], Bucket], Pending]:
-    """Returns what starts a decoding task."""
-    task = _decode.options(num_returns="streaming", num_gpus=_NVDEC_GPUS if decoder == "nvdec" else 0)
+class Submitter:
+    """Starts decoding tasks of one worker.
 
-    def submit(samples: Sequence[SampleTask], bucket: Bucket) -> Pending:
-        return _Task(task.remote(samples, bucket, decoder=decoder, timeout_seconds=timeout_seconds))
+    Args:
+        decoder: ``auto`` keeps the GPU's decoders busy with a few tasks, and has CPUs do the rest.
+        timeout_seconds: For a clip.
+        on_gpu: Whether the worker has a GPU; without one, ``auto`` is ``cpu``.
+    """
 
-    return submit
+    def __init__(self, decoder: Decoder, timeout_seconds: float, *, on_gpu: bool) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._most_on_gpu = {"cpu": 0, "nvdec": None, "auto": _NVDEC_TASKS_BESIDE if on_gpu else 0}[decoder]
+        # Each GPU's share holds so many tasks and no more; Ray fills one GPU's share first.
+        share = NVDEC_SHARE / (self._most_on_gpu or _NVDEC_TASKS)
+        self._on_cpu = _decode.options(num_returns="streaming")
+        self._on_gpu = _decode.options(
+            num_returns="streaming",
+            num_gpus=int(share * 1000) / 1000,
+            num_cpus=_CPUS_BESIDE if decoder == "auto" else 1,
+        )
+        self._lock = threading.Lock()
+        self._under_way: list[ray.ObjectRef] = []
+        """Ends of tasks on GPUs."""
+
+    def __call__(self, samples: Sequence[SampleTask], bucket: Bucket) -> Pending:
+        """Starts a task that decodes samples of one bucket."""
+        with self._lock:
+            by_gpu = self._most_on_gpu is None or self._num_under_way() < self._most_on_gpu
+            task = self._on_gpu if by_gpu else self._on_cpu
+            frames = task.remote(
+                samples, bucket, device="nvdec" if by_gpu else "cpu", timeout_seconds=self._timeout_seconds
+            )
+            if by_gpu and self._most_on_gpu is not None:
+                self._under_way.append(frames.completed())
+        return _Task(frames)
+
+    def _num_under_way(self) -> int:
+        if self._under_way:
+            _, self._under_way = ray.wait(
+                self._under_way, num_returns=len(self._under_way), timeout=0, fetch_local=False
+            )
+        return len(self._under_way)
 
 
 def explainer(timeout_seconds: float) -> Callable[[SampleTask, Bucket, TaskDiedError], Frames]:

@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError, RayError
 
 from preprocess.config import PreprocessConfig
 from preprocess.job import cluster
+from preprocess.job.decoding import NVDEC_SHARE
 from preprocess.job.worker import LEAST_AT_HAND, MOST_AT_HAND, Worker
 from preprocess.messages import Loaded, MicroBatch, Role
 from shared.cache.dataset import Cache
@@ -23,8 +24,6 @@ _START_SECONDS = 1800.0
 _GROW_SECONDS = 5.0
 _MAX_LOAD_DEATHS = 3
 """Workers in a row that die while they load."""
-_NVDEC_SHARE = 0.1
-"""Of each GPU, for tasks that use its decoders."""
 _MUST_BE_ON_GPU = {"auto": None, "cuda": True, "cpu": False}
 _OBJECT_SHARE = 0.4
 """Of a node's memory for objects, for frames that are decoded ahead."""
@@ -94,8 +93,8 @@ class Pool:
 
     def _start(self, role: Role) -> None:
         share = self.config.gpus_per_worker if role != "text" else 1
-        if self.config.decoder == "nvdec":
-            share *= 1 - _NVDEC_SHARE
+        if self.config.decoder != "cpu":
+            share *= 1 - NVDEC_SHARE
         actor = Worker.options(num_gpus=share if self._on_gpu else 0).remote()
         loading = actor.load.remote(
             self.config,

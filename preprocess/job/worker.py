@@ -13,7 +13,7 @@ import ray
 
 from preprocess.config import PreprocessConfig
 from preprocess.decode_ahead import DecodeAhead
-from preprocess.job.decoding import explainer, submitter
+from preprocess.job.decoding import Submitter, explainer
 from preprocess.messages import Loaded, MicroBatch, Role, ShardNews
 from preprocess.schedule import Task
 from preprocess.text_plan import SharedTextTask, TextTask
@@ -66,9 +66,8 @@ class _Worker:
         started = time.monotonic()
         self._encoders = Encoders(config, role, micro_batch, on_gpu)
         self._shards = ShardEncoder(self._encoders, config, clips_root)
-        self._ahead = DecodeAhead(
-            submitter(config.decoder, config.decode_timeout), explainer(config.decode_timeout), decode_bytes
-        )
+        submit = Submitter(config.decoder, config.decode_timeout, on_gpu=self._encoders.device.type == "cuda")
+        self._ahead = DecodeAhead(submit, explainer(config.decode_timeout), decode_bytes)
         self._order = threading.Lock()
         node = ray.util.get_node_ip_address()
         return Loaded(provenance=self._encoders.provenance(), node=node, seconds=time.monotonic() - started)

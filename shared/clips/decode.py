@@ -14,7 +14,7 @@ from shared.cache.ledger import Refusal
 from shared.clips.deadline import deadline
 from shared.clips.plan import SampleTask
 from shared.media.refusal import MediaError
-from shared.media.video import decode_window
+from shared.media.video import Device, decode_window
 from shared.redaction import without_credentials
 from shared.spec import Bucket
 
@@ -23,7 +23,8 @@ OUTDATED = "probe_outdated"
 MENDABLE = frozenset({"missing", "not_readable", "no_caption_left"})
 """Refusals that the user can mend without changing the clip: such a row names no sample, so that it is tried again."""
 
-Decoder = Literal["cpu", "nvdec"]
+Decoder = Literal["cpu", "nvdec", "auto"]
+"""What decodes the video of a job; auto is both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,16 +42,16 @@ Frames = np.ndarray | Refusal | Postponed
 
 
 def decode_samples(
-    samples: Sequence[SampleTask], bucket: Bucket, *, decoder: Decoder, timeout_seconds: float
+    samples: Sequence[SampleTask], bucket: Bucket, *, device: Device, timeout_seconds: float
 ) -> Iterator[Frames]:
     """Yields the frames of each sample. A sample that takes longer than the time-out ends the process."""
     for sample in samples:
         with deadline(timeout_seconds):
-            frames = decode_sample(sample, bucket, decoder=decoder)
+            frames = decode_sample(sample, bucket, device=device)
         yield frames
 
 
-def decode_sample(sample: SampleTask, bucket: Bucket, *, decoder: Decoder = "cpu") -> Frames:
+def decode_sample(sample: SampleTask, bucket: Bucket, *, device: Device = "cpu") -> Frames:
     """Returns the frames of a sample."""
     try:
         return decode_window(
@@ -58,7 +59,7 @@ def decode_sample(sample: SampleTask, bucket: Bucket, *, decoder: Decoder = "cpu
             sample.time_range,
             sample.window,
             bucket,
-            device=decoder,
+            device=device,
             version=sample.source_version,
         )
     except MediaError as error:

@@ -7,7 +7,6 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from shared.errors import InputError
 from shared.media.clip import Media, TimeRange, Window
 from shared.media.container import open_container, shown_aspect, video_stream
 from shared.media.fit import FrameFitter, fit_pixels
@@ -98,8 +97,7 @@ class _Taken:
         self.wanted = set(self._positions)
 
     def put(self, time: int, pixels: np.ndarray) -> None:
-        """Places a wanted frame."""
-        self.wanted.remove(time)
+        """Places the pixels of a wanted frame."""
         for position in self._positions[time]:
             self.pixels[position] = pixels[:, ::-1] if self._flip else pixels
 
@@ -128,15 +126,14 @@ def _image_frames(
 def _video_frames(
     media: Media, file: BinaryIO, time_range: TimeRange | None, window: Window, bucket: Bucket, device: Device
 ) -> np.ndarray:
+    if device == "nvdec" and (pixels := _frames_by_nvdec(media, file, time_range, window, bucket)) is not None:
+        return pixels
     with open_container(media, file) as container:
         stream = video_stream(container, media)
         times = read_times(container, stream)
         timeline = times.timeline or decoded_timeline(media)
         taken = _Taken(_taken(media, timeline, time_range, window), bucket, flip=window.flip)
-        if device == "nvdec" and times.timeline is not None and nvdec_takes(stream):
-            complete = _decode_on_gpu(media, taken, times)
-        else:
-            complete = _decode_after_seeking(container, stream, taken, times)
+        complete = _decode_after_seeking(container, stream, taken, times)
     if not complete:
         with open_container(media, file) as container:
             complete = _decode(container, video_stream(container, media), taken, times)
@@ -145,19 +142,26 @@ def _video_frames(
     return taken.pixels
 
 
-def _decode_on_gpu(media: Media, taken: _Taken, times: PacketTimes) -> bool:
-    """As :func:`_decode`. If NVDEC refuses the stream, the CPU is to find out whether that is to blame."""
+def _frames_by_nvdec(
+    media: Media, file: BinaryIO, time_range: TimeRange | None, window: Window, bucket: Bucket
+) -> np.ndarray | None:
+    """Returns the frames as the GPU decodes them, or None.
+
+    None is what NVDEC does not take, and what fails in any way: the CPU is to find out whether the clip is to blame.
+    """
+    accelerator = nvdec()
     try:
-        opened = open_container(media, hwaccel=nvdec())
-        container = opened.__enter__()
-    except MediaError as error:
-        raise InputError(f"device nvdec: {error.detail}: expected a CUDA device: use the device cpu") from None
-    try:
-        return _decode_after_seeking(container, video_stream(container, media), taken, times)
-    except av.FFmpegError:
-        return False
-    finally:
-        opened.__exit__(None, None, None)
+        with open_container(media, file, hwaccel=accelerator) as container:
+            stream = video_stream(container, media)
+            if not nvdec_takes(stream):
+                return None
+            times = read_times(container, stream)
+            if times.timeline is None:
+                return None
+            taken = _Taken(_taken(media, times.timeline, time_range, window), bucket, flip=window.flip)
+            return taken.pixels if _decode_after_seeking(container, stream, taken, times) else None
+    except MediaError:
+        return None
 
 
 def _decode_after_seeking(
@@ -211,8 +215,12 @@ def _decode(
             if frame.is_corrupt or time is None:
                 return False
             if time in taken.wanted:
-                taken.put(time, fitter.fit(frame))
+                taken.wanted.remove(time)
+                for fitted in fitter.add(time, frame):
+                    taken.put(*fitted)
             if not taken.wanted:
+                for fitted in fitter.rest():
+                    taken.put(*fitted)
                 return True
             if time > taken.last:
                 return False
