@@ -1,34 +1,39 @@
 """Measures stage 1 on the GPUs at hand, end to end through Ray: ``python -m preprocess.benchmark``.
 
 T5-XXL and SD's autoencoder at their real sizes with random weights (speed does not depend on their values), real clips.
-Busy is the time in which the encoders' kernels ran, by events of the GPU, over wall time, after warm-up. The encoders'
-own speed is measured in the same run, on the same kind of shards, from frames in memory. Figures are medians where a
-thing is repeated.
+The encoders' own speed is measured first, in the same run, on the same kind of shards, from frames in memory (medians
+over shards). Then a job for each decoder and each number of GPUs, with as many CPU cores for each GPU: busy is the time
+in which the encoders' kernels ran, by events of the GPU, over wall time, after warm-up.
 """
 
+import contextlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from preprocess.config import PreprocessConfig
+from preprocess.decode import Decoder
 from shared.errors import InputError, run_entry_point
 from shared.spec import Bucket
 
 _TEXT = "a slow pan over hills and water while two people walk along the shore under heavy clouds at dusk"
 _TAIL_SHARDS = 3
 """A worker, which do not count: towards the end workers run dry one after another."""
+
+_LIMITS = ("CUDA_VISIBLE_DEVICES", "RAY_OVERRIDE_RESOURCES")
+"""Variables by which Ray learns what a job may use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,22 +44,24 @@ class BenchmarkConfig:
     """For each bucket a folder of .mp4 files that go into it, the nearest aspect ratio and the most pixels first; each
     is linked under as many names as there are samples."""
     output: Path
-    """A JSON file; a table is printed."""
+    """A JSON file, written anew after each job; a table is printed."""
     buckets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TxHxW ...")] = ("64x512x512", "16x256x256")
     samples: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (576, 5800)
     """Of each bucket, a worker."""
     shard_samples: int = 64
     """Samples a shard."""
-    workers: int = 1
-    """GPUs to use."""
+    workers: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (1,)
+    """GPUs to use; a job for each number."""
+    cpus_per_gpu: int | None = None
+    """CPU cores that a job may use for each of its GPUs, and no more; None: all."""
+    decoders: Annotated[tuple[Decoder, ...], tyro.conf.arg(metavar="DECODER ...")] = ("cpu",)
+    """What decodes: cpu, nvdec or auto; a job for each."""
     warm_up_seconds: float = 5.0
     """After the first shard of a bucket is committed by each worker: not counted."""
     alone_seconds: float = 12.0
     """For the encoders alone, a bucket."""
     models: Path | None = None
-    """A folder for the models and the cache; a temporary one by default."""
-    decoder: Literal["cpu", "nvdec"] = "cpu"
-    """What decodes."""
+    """A folder for the models and the caches; a temporary one by default."""
     tiny: bool = False
     """The demo's models: to see that everything runs, not to measure."""
     debug: bool = False
@@ -63,14 +70,20 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         if not len(self.buckets) == len(self.samples) == len(self.clips):
             raise InputError("--buckets, --samples, --clips: expected as many of each")
+        cores = len(os.sched_getaffinity(0))
+        if self.cpus_per_gpu is not None and self.cpus_per_gpu * max(self.workers) > cores:
+            raise InputError(f"--cpus-per-gpu {self.cpus_per_gpu}: {max(self.workers)} workers have {cores} cores")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What one bucket gave."""
+    """What one bucket gave in one job."""
 
     bucket: str
+    decoder: Decoder
     workers: int
+    cpu_cores: int
+    """Of all workers together."""
     samples: int
     seconds: float
     """Counted, after warm-up."""
@@ -82,92 +95,97 @@ class Row:
     """Part of the counted time in which kernels of the encoders ran, mean over the workers."""
     wait: float
     """Part in which a worker stood still for frames."""
-    alone_samples_per_second: float
-    """Of the encoders of one worker, from frames in memory."""
-    alone_frames_per_second: float
-    """Of the autoencoder by itself."""
-    alone_tokens_per_second: float
-    """Of T5 by itself, tokens of captions."""
-
-    @property
-    def of_alone(self) -> float:
-        """End to end, as a part of what the encoders of all workers reach alone."""
-        return self.samples_per_second / (self.alone_samples_per_second * self.workers)
+    of_alone: float
+    """Samples a second, as a part of what the encoders of all workers reach alone."""
+    times_one: float | None
+    """Samples a second, in multiples of one worker's with the same decoder; None if that was not measured."""
 
 
-def measure(config: BenchmarkConfig, folder: Path) -> list[Row]:
-    """Returns a row a bucket."""
-    text_encoder, vae = _models(config, folder)
-    job = PreprocessConfig(
-        manifest=str(_manifest(config, folder / "clips")),
-        output=str(folder / "cache"),
+Rates = dict[str, dict[str, float]]
+"""By bucket, of one worker's encoders alone, from frames in memory: samples, frames (of the autoencoder by itself) and
+tokens (of T5 by itself) a second; tokens of a sample."""
+
+
+def measure(config: BenchmarkConfig, folder: Path) -> tuple[Rates, list[Row]]:
+    """Returns the rates of the encoders alone, and a row for each job and bucket."""
+    rows: list[Row] = []
+    alone: Rates | None = None
+    for decoder in config.decoders:
+        for workers in sorted(set(config.workers)):
+            job = _job(config, folder, decoder, workers)
+            with _limited(config.cpus_per_gpu, workers) as cores:
+                if alone is None:
+                    alone, device = _alone(job, config)
+                    print(json.dumps({**device, "alone": alone}, indent=2), flush=True)
+                run = _run(job)
+            rows += [
+                _row(run, bucket, alone[bucket], config, rows, decoder=decoder, workers=workers, cores=cores)
+                for bucket in config.buckets
+            ]
+            shutil.rmtree(job.output)
+            _write(config, device, alone, rows)
+            print(table(alone, rows), flush=True)
+    assert alone is not None
+    return alone, rows
+
+
+def _job(config: BenchmarkConfig, folder: Path, decoder: Decoder, workers: int) -> PreprocessConfig:
+    output = folder / f"cache-{decoder}-{workers}"
+    shutil.rmtree(output, ignore_errors=True)
+    return PreprocessConfig(
+        manifest=str(_manifest(config, folder / "clips", workers)),
+        output=str(output),
+        probes=str(folder / "probes"),
         buckets=config.buckets,
         preset="demo" if config.tiny else None,
-        vae=None if config.tiny else vae,
-        text_encoder=None if config.tiny else text_encoder,
+        vae=None if config.tiny else str(folder / "vae"),
+        text_encoder=None if config.tiny else str(folder / "t5"),
         shard_samples=config.shard_samples,
-        workers=config.workers,
-        decoder=config.decoder,
+        workers=workers,
+        decoder=decoder,
     )
-    run = _run(job)
-    alone = _alone(job, config)
-    rows = []
-    for text in config.buckets:
-        bucket, rates = Bucket.parse(text), alone[text]
-        begun, ended, counted = _counted(run, text, config, is_last=text == config.buckets[-1])
-        busy, wait = _busy(run, begun, ended)
-        seconds = ended - begun
-        rows.append(
-            Row(
-                bucket=text,
-                workers=config.workers,
-                samples=counted,
-                seconds=seconds,
-                samples_per_second=counted / seconds,
-                frames_per_second=counted * bucket.num_frames / seconds,
-                tokens_per_second=counted * rates["tokens_a_sample"] / seconds,
-                busy=busy,
-                wait=wait,
-                alone_samples_per_second=rates["samples_per_second"],
-                alone_frames_per_second=rates["frames_per_second"],
-                alone_tokens_per_second=rates["tokens_per_second"],
-            )
-        )
-    _write(config, rows)
-    return rows
 
 
-def _models(config: BenchmarkConfig, folder: Path) -> tuple[str, str]:
-    """Makes the models, if they are not there, and returns their folders."""
-    text_encoder, vae = folder / "t5", folder / "vae"
-    if not config.tiny and not (vae / "config.json").exists():
-        from shared.encoders.full_size import write_sd_vae, write_t5_xxl
-
-        write_t5_xxl(text_encoder)
-        write_sd_vae(vae)
-    return str(text_encoder), str(vae)
-
-
-def _manifest(config: BenchmarkConfig, folder: Path) -> Path:
+def _manifest(config: BenchmarkConfig, folder: Path, workers: int) -> Path:
     """Links the clips under many names, each with a caption of its own that fills the token limit."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     vocabulary, lines = _TEXT.split(), ["path,text"]
     for text, clips, samples in zip(config.buckets, config.clips, config.samples, strict=True):
         originals = sorted(clips.glob("*.mp4"))
         if not originals:
             raise InputError(f"--clips {clips}: found no .mp4 in it")
-        for number in range(samples * config.workers):
+        for number in range(samples * workers):
             original = originals[number % len(originals)]
             name = f"{text}-{number:07}.mp4"
-            try:
-                os.link(original, folder / name)
-            except OSError:
-                os.symlink(original.absolute(), folder / name)
+            if not (folder / name).exists():
+                try:
+                    os.link(original, folder / name)
+                except OSError:
+                    os.symlink(original.absolute(), folder / name)
             words = [vocabulary[(number * 7 + place * (1 + number % 5)) % len(vocabulary)] for place in range(160)]
             lines.append(f"{name},clip {number} of {' '.join(words)}")
-    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
-    return folder / "clips.csv"
+    path = folder / f"clips-{workers}.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@contextlib.contextmanager
+def _limited(cpus_per_gpu: int | None, workers: int) -> Iterator[int]:
+    """Lets this process and those that it starts see so many GPUs, and cores for them; yields how many cores."""
+    cores, kept = os.sched_getaffinity(0), {name: os.environ.get(name) for name in _LIMITS}
+    count = len(cores) if cpus_per_gpu is None else cpus_per_gpu * workers
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(number) for number in range(workers)]
+    os.environ.update(zip(_LIMITS, (",".join(gpus[:workers]), json.dumps({"CPU": count})), strict=True))
+    os.sched_setaffinity(0, sorted(cores)[:count])
+    try:
+        yield count
+    finally:
+        os.sched_setaffinity(0, cores)
+        for name, value in kept.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _run(job: PreprocessConfig) -> Path:
@@ -180,7 +198,42 @@ def _run(job: PreprocessConfig) -> Path:
     return Path(report.run_url)
 
 
-def _counted(run: Path, bucket: str, config: BenchmarkConfig, *, is_last: bool) -> tuple[float, float, int]:
+def _row(
+    run: Path,
+    text: str,
+    alone: dict[str, float],
+    config: BenchmarkConfig,
+    rows: list[Row],
+    *,
+    decoder: Decoder,
+    workers: int,
+    cores: int,
+) -> Row:
+    bucket = Bucket.parse(text)
+    begun, ended, counted = _counted(run, text, config, workers, is_last=text == config.buckets[-1])
+    busy, wait = _busy(run, begun, ended)
+    rate = counted / (ended - begun)
+    ones = [row.samples_per_second for row in rows if (row.bucket, row.decoder, row.workers) == (text, decoder, 1)]
+    return Row(
+        bucket=text,
+        decoder=decoder,
+        workers=workers,
+        cpu_cores=cores,
+        samples=counted,
+        seconds=ended - begun,
+        samples_per_second=rate,
+        frames_per_second=rate * bucket.num_frames,
+        tokens_per_second=rate * alone["tokens_a_sample"],
+        busy=busy,
+        wait=wait,
+        of_alone=rate / (alone["samples_per_second"] * workers),
+        times_one=rate / ones[0] if ones else None,
+    )
+
+
+def _counted(
+    run: Path, bucket: str, config: BenchmarkConfig, workers: int, *, is_last: bool
+) -> tuple[float, float, int]:
     """Returns from when to when samples of a bucket count, in seconds since the epoch, and how many were committed."""
     lines = [json.loads(line) for part in sorted(run.glob("events-*.jsonl")) for line in part.read_text().splitlines()]
     commits = [
@@ -194,7 +247,7 @@ def _counted(run: Path, bucket: str, config: BenchmarkConfig, *, is_last: bool) 
     warm = max(first.values(), default=0.0) + config.warm_up_seconds
     during = [commit for commit in commits if commit[0] >= warm]
     if is_last:
-        during = during[: len(during) - _TAIL_SHARDS * config.workers]
+        during = during[: len(during) - _TAIL_SHARDS * workers]
     if len(during) < 3:
         raise InputError(f"only {len(during)} shards of {bucket} were committed after warm-up: raise --samples")
     return during[0][0], during[-1][0], sum(count for _, count, _ in during[1:])
@@ -213,51 +266,41 @@ def _busy(run: Path, begun: float, ended: float) -> tuple[float, float]:
     return float(busy.mean()), float(np.minimum(kinds["wait"], 1 - busy).mean())
 
 
-def _alone(job: PreprocessConfig, config: BenchmarkConfig) -> dict[str, dict[str, float]]:
-    """Returns the rates of the encoders alone, by bucket, in a process of its own: the GPU is free after the job."""
+def _alone(job: PreprocessConfig, config: BenchmarkConfig) -> tuple[Rates, dict[str, Any]]:
+    """Returns the rates, and what they were measured on, of a process of its own: the GPU is free after it.
+
+    It makes the models, too, where they are not there yet.
+    """
     command = [sys.executable, "-m", "preprocess.encoders_alone", json.dumps(asdict(job)), str(config.alone_seconds)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise InputError(f"the encoders alone failed: {result.stderr[-2000:]}")
-    rates: dict[str, dict[str, float]] = json.loads(result.stdout.splitlines()[-1])
-    return rates
+    answer = json.loads(result.stdout.splitlines()[-1])
+    return answer["rates"], answer["device"]
 
 
-def _write(config: BenchmarkConfig, rows: list[Row]) -> None:
+def _write(config: BenchmarkConfig, device: dict[str, Any], alone: Rates, rows: list[Row]) -> None:
     value = {
-        "device": _device(),
+        "device": {**device, "machine_cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")},
         "config": {name: str(value) for name, value in asdict(config).items()},
-        "rows": [{**asdict(row), "of_alone": row.of_alone} for row in rows],
+        "alone": alone,
+        "rows": [asdict(row) for row in rows],
     }
     config.output.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _device() -> dict[str, Any]:
-    import diffusers
-    import torch
-    import transformers
-
-    return {
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cpu_cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def table(rows: list[Row]) -> str:
+def table(alone: Rates, rows: list[Row]) -> str:
     """Returns the rows as Markdown."""
     lines = [
-        "| bucket | GPUs | seconds | samples/s | frames/s | GPU busy | data wait | alone, samples/s | of alone |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| bucket | decoder | GPUs | cores | seconds | samples/s | frames/s | GPU busy | data wait "
+        "| alone, samples/s | of alone | times one GPU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.bucket} | {row.workers} | {row.seconds:.0f} | {row.samples_per_second:.2f} | "
-        f"{row.frames_per_second:.0f} | {row.busy:.1%} | {row.wait:.1%} | "
-        f"{row.alone_samples_per_second * row.workers:.2f} | {row.of_alone:.1%} |"
+        f"| {row.bucket} | {row.decoder} | {row.workers} | {row.cpu_cores} | {row.seconds:.0f} | "
+        f"{row.samples_per_second:.2f} | {row.frames_per_second:.0f} | {row.busy:.1%} | {row.wait:.1%} | "
+        f"{alone[row.bucket]['samples_per_second'] * row.workers:.2f} | {row.of_alone:.1%} | "
+        f"{'' if row.times_one is None else f'{row.times_one:.3f}'} |"
         for row in rows
     ]
     return "\n".join(lines)
@@ -267,7 +310,7 @@ def main() -> int:
     """Measures, writes and prints; returns 0."""
     config = tyro.cli(BenchmarkConfig, prog="python -m preprocess.benchmark")
     with tempfile.TemporaryDirectory() as folder:
-        print(table(measure(config, config.models or Path(folder))))
+        measure(config, config.models or Path(folder))
     return 0
 
 

@@ -1,13 +1,16 @@
 """How fast a worker's encoders are by themselves, on shards in memory: for ``preprocess.benchmark``.
 
-``python -m preprocess.encoders_alone CONFIG SECONDS`` prints JSON, from the options of a job as JSON.
+``python -m preprocess.encoders_alone CONFIG SECONDS`` prints JSON, from the options of a job as JSON. It makes the
+models that the options name, of real sizes with random weights, if they are not there.
 """
 
 import csv
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,9 +20,7 @@ import torch
 
 from preprocess.config import PreprocessConfig
 from preprocess.encoders import Encoders
-from preprocess.messages import MicroBatch
-from shared.cache.dataset import Cache
-from shared.cache.layout import LATENT_STREAM
+from shared.encoders.full_size import write_sd_vae, write_t5_xxl
 from shared.media.clip import Media, centre_window
 from shared.media.probe import probe
 from shared.media.video import decode_window
@@ -30,9 +31,21 @@ _DIFFERENT_CLIPS = 8
 
 def rates(config: PreprocessConfig, seconds: float) -> dict[str, dict[str, float]]:
     """Returns by bucket: samples, frames and tokens a second, medians over shards, and the tokens of a sample."""
-    micro_batch = MicroBatch.of(Cache.open(config.output).provenance[LATENT_STREAM])
-    encoders = Encoders(config.resolved(), micro_batch=micro_batch)
+    _make_models(config)
+    encoders = Encoders(config.resolved())  # finds its micro-batch as a job does that makes a new cache
     return {str(bucket): _rates(encoders, config, bucket, seconds) for bucket in config.parsed_buckets()}
+
+
+def _make_models(config: PreprocessConfig) -> None:
+    """Writes the models of real sizes that are not there yet."""
+    if config.preset is None:
+        assert config.text_encoder is not None
+        assert config.vae is not None
+        if not (Path(config.vae) / "config.json").exists():
+            write_t5_xxl(Path(config.text_encoder))
+            write_sd_vae(Path(config.vae))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _rates(encoders: Encoders, config: PreprocessConfig, bucket: Bucket, seconds: float) -> dict[str, float]:
@@ -92,7 +105,24 @@ def main(options: str, seconds: str) -> None:
     values: Any = {
         name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(options).items()
     }
-    print(json.dumps(rates(PreprocessConfig(**values), float(seconds))))
+    print(json.dumps({"rates": rates(PreprocessConfig(**values), float(seconds)), "device": _device()}))
+
+
+def _device() -> dict[str, Any]:
+    return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu_memory": torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None,
+        "cpu": _cpu(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: version(name) for name in ("av", "diffusers", "pillow", "ray", "transformers")},
+    }
+
+
+def _cpu() -> str:
+    """Returns the processor's name, as Linux gives it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":
