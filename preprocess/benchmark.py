@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from preprocess.config import PreprocessConfig
-from preprocess.decode import Decoder
+from shared.clips.decode import Decoder
 from shared.errors import InputError, run_entry_point
 from shared.spec import Bucket
 

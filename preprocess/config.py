@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from preprocess.decode import Decoder
 from preprocess.partition import Partition
 from preprocess.report import Limit
 from shared.bucket_presets import parse_buckets
 from shared.cache.layout import LATENT_STREAM, Container, check_text_stream
+from shared.clips.decode import Decoder
 from shared.codec import Codec, stored_shape
 from shared.encoders.captions import Cleaning
 from shared.encoders.location import DEMO_PREFIX

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from preprocess.decode import Frames
 from preprocess.decode_ahead import DecodeAhead, Pending, TaskDiedError, frame_bytes
 from preprocess.job.pool import Member
-from preprocess.plan import SampleTask, ShardTask
+from shared.clips.decode import Frames
+from shared.clips.plan import SampleTask, ShardTask
 from shared.media.clip import Media, Window
 from shared.spec import Bucket
 
