@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import ClassVar
 
 import av
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from shared.errors import InputError
-from tests.train.synthetic_cache import TEXT_CHANNELS, provenance
+from tests.train.fake_encoders import FakeAutoencoder, use_fake_encoders
 from train.diffusion.objective import create_objective
 from train.diffusion.samplers import create_sampler
 from train.model import create_model
@@ -26,48 +25,9 @@ from train.sampling.prompts import read_prompts
 from train.trainer import train
 
 
-class FakeTextEncoder:
-    """One token a word, its embedding from the word's length."""
-
-    @classmethod
-    def load(cls, model, **_options):
-        return cls()
-
-    def provenance(self):
-        return provenance()["text.t5"]
-
-    def encode(self, captions):
-        return [torch.stack([torch.full((TEXT_CHANNELS,), len(w) / 5) for w in c.split()]) for c in captions]
-
-
-class FakeAutoencoder:
-    """Enlarges the first three latent channels eight times; the other way, takes the corners of the patches."""
-
-    decoded: ClassVar[list[int]] = []
-
-    @classmethod
-    def load(cls, model, **_options):
-        cls.decoded = []
-        return cls()
-
-    def provenance(self):
-        return provenance()["latent"]
-
-    def decode(self, latent, num_frames):
-        assert latent.shape[1] == num_frames
-        self.decoded.append(num_frames)
-        pixels = latent[:3].permute(1, 2, 3, 0).repeat_interleave(8, 1).repeat_interleave(8, 2)
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-
-    def encode(self, frames, *, seed):
-        pixels = torch.from_numpy(frames[:, ::8, ::8]).permute(3, 0, 1, 2) / 127.5 - 1
-        return torch.cat([pixels, torch.zeros_like(pixels[:1])])
-
-
 @pytest.fixture(autouse=True)
 def fake_encoders(monkeypatch):
-    monkeypatch.setattr("shared.encoders.t5.TextEncoder", FakeTextEncoder)
-    monkeypatch.setattr("shared.encoders.vae.VideoAutoencoder", FakeAutoencoder)
+    use_fake_encoders(monkeypatch)
 
 
 @pytest.fixture

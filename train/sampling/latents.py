@@ -5,7 +5,6 @@ Letters: C channels, T frames, H and W rows and columns, L caption tokens, D the
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,6 +15,7 @@ from train.diffusion.guidance import guided
 from train.diffusion.samplers import Sampler
 from train.diffusion.terms import GivenFrames
 from train.draws import sample_generator
+from train.model.transformer import DiffusionTransformer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Head:
 
 @torch.no_grad()
 def sample_latent(
-    model: Any,
+    model: DiffusionTransformer,
     sampler: Sampler,
     caption: Float[Tensor, "L D"],
     size: ClipSize,
@@ -89,7 +89,7 @@ def sample_latent(
         width=torch.full((copies,), float(size.width), device=device),
         frame_mask=None if given is None else given.frame_mask.expand(copies, -1),
     )
-    predict = denoiser(model, conditions, wants_size=getattr(model, "wants_size", False))
+    predict = denoiser(model, conditions, wants_size=model.wants_size)
 
     def draw_noise() -> Tensor:
         return torch.from_numpy(generator.standard_normal(shape, dtype="float32")).to(device)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from shared.errors import InputError
@@ -13,6 +12,7 @@ from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
 from train.config import DEFAULTS
 from train.diffusion.objective import Objective, create_objective
 from train.model import create_model
+from train.model.transformer import DiffusionTransformer
 from train.run_folder import read_run
 from train.sample_index import LATENT
 from train.sampling.config import SampleConfig
@@ -24,7 +24,7 @@ class Source:
 
     name: str
     """The model's."""
-    load: Callable[[], Any]
+    load: Callable[[], DiffusionTransformer]
     """Returns the model with its weights, float32, in evaluation mode. Raises InputError if they do not fit."""
     objective: Objective
     """What it was trained for."""
@@ -72,8 +72,8 @@ def _of_run(config: SampleConfig) -> Source:
         hint = ", or --weights plain" if config.weights == "ema" else ""
         raise InputError(f"{file}: no such file: expected a checkpoint of this run{hint}")
 
-    def load() -> torch.nn.Module:
-        model: torch.nn.Module = create_model(options["model"], **run.model_config)
+    def load() -> DiffusionTransformer:
+        model = create_model(options["model"], **run.model_config)
         try:
             model.load_state_dict(load_file(file))
         except RuntimeError as error:

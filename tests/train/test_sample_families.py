@@ -1,0 +1,114 @@
+"""Training and sampling of every family of models, end to end, with small fakes in place of the encoders."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.errors import InputError
+from tests.train.fake_encoders import use_fake_encoders
+from tests.train.small_models import small_model
+from train.diffusion.objective import create_objective
+from train.diffusion.samplers import create_sampler
+from train.sample import sample_videos
+from train.sampling.config import SampleConfig
+from train.sampling.files import file_stem
+from train.sampling.latents import ClipSize, Head, sample_latent
+from train.trainer import train
+
+
+@pytest.fixture(autouse=True)
+def fake_encoders(monkeypatch):
+    use_fake_encoders(monkeypatch)
+
+
+def train_small(ranks, small_config, model: str, **options):
+    settings = ("depth=1", "hidden_size=32", "num_heads=2")
+    train(small_config.changed(model=model, model_settings=settings, steps=2, **options), ranks)
+    return small_config.output
+
+
+def pixels(folder, prompt="x") -> np.ndarray:
+    with Image.open(folder / f"{file_stem(prompt, 0)}.png") as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sampler"),
+    [
+        ("dit-ti/2", {}, "dpm++"),
+        ("dit-ti/2", {"objective": "rectified-flow", "flow_times": "uniform"}, "euler"),
+        ("stdit-ti/2", {"min_snr_gamma": 5.0}, "ddim"),
+        ("stdit3-ti/2", {"objective": "iddpm", "mask_ratios": ("random=1",)}, "ancestral"),
+    ],
+)
+def test_every_family_is_trained_with_an_objective_and_sampled(ranks, small_config, tmp_path, model, options, sampler):
+    run = train_small(ranks, small_config, model, **options)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert ("vb" in lines[0]) == (sampler != "euler")
+    config = SampleConfig(run=run, prompt=("x",), output=tmp_path / "out", steps=2, sampler=sampler, formats=("png",))
+    assert sample_videos(config) == 0
+    assert pixels(config.output).shape == (32, 64, 3)
+
+
+def test_stdit3_learns_to_go_on_from_given_frames_and_does(ranks, small_config, tmp_path):
+    run = train_small(ranks, small_config, "stdit3-ti/2", mask_ratios=("image_head=0.5", "interpolate=0.5"))
+    blocks = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(tmp_path / "first.png")
+    config = SampleConfig(
+        run=run,
+        prompt=("x",),
+        output=tmp_path / "out",
+        condition=tmp_path / "first.png",
+        steps=3,
+        formats=("png",),
+    )
+    sample_videos(config)
+    made = pixels(config.output)
+    assert np.array_equal(made[:, :32], blocks.repeat(8, 0).repeat(8, 1))
+    assert not np.array_equal(made[:, 32:], made[:, :32])
+    with pytest.raises(InputError, match="they make 2 of the clip's 2 latent frames"):
+        sample_videos(dataclasses.replace(config, condition=tmp_path / "first.png", condition_frames=2))
+    with pytest.raises(InputError, match="sampler 'ddim': the model was trained for rectified-flow: use euler"):
+        sample_videos(dataclasses.replace(config, sampler="ddim"))
+
+
+def test_masks_change_what_is_learnt_and_not_which_samples_are(ranks, small_config):
+    lines = []
+    for name, ratios in (("plain", ()), ("masked", ("random=0.8",))):
+        config = small_config.changed(output=small_config.output / name)
+        run = train_small(ranks, config, "stdit3-ti/2", mask_ratios=ratios)
+        lines.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
+    assert lines[0][0]["loss"] != lines[1][0]["loss"]
+    assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=0.2)  # both are about 2, a new model's
+
+
+SIZE = ClipSize(latent=(3, 4, 4), height=32, width=32, fps=24.0)
+
+
+def sampled(model, size=SIZE, **options):
+    sampler = create_sampler(None, 2, create_objective(None, model="stdit3-ti/2", spatial_stride=8))
+    caption = torch.full((3, 16), 0.5)
+    return sample_latent(model, sampler, caption, size, **({"prompt": "p", "seed": 0, "guidance": 2.0} | options))
+
+
+def test_stdit3_is_told_rate_and_size_and_which_frames_are_given():
+    model = small_model("stdit3-ti/2").eval()
+    first = sampled(model)
+    assert torch.equal(first, sampled(model))
+    for change in ({"fps": 8.0}, {"height": 64, "width": 64}):
+        assert not torch.allclose(first, sampled(model, dataclasses.replace(SIZE, **change))), change
+    latents = torch.full((4, 1, 4, 4), 0.5)
+    led = sampled(model, head=Head(latents=latents))
+    assert torch.equal(led[:, :1], latents)
+    assert not torch.allclose(led[:, 1:], first[:, 1:])
+    assert torch.equal(led, sampled(model, head=Head(latents=latents)))
+    masks = []
+    model.register_forward_pre_hook(lambda _, args, named: masks.append(named["x_mask"]), with_kwargs=True)
+    sampled(model, head=Head(latents=latents))
+    assert len(masks) == 2
+    assert all(mask.tolist() == [[False, True, True]] * 2 for mask in masks)
