@@ -15,7 +15,7 @@ def small_model(kind: str, **options: Any) -> DiffusionTransformer:
     """Returns a model whose weights are past the zeros of the initial ones, which would hide mistakes."""
     torch.manual_seed(0)
     name, _, labels = kind.partition(" ")
-    model = create_model(name, **SMALL | ({"num_classes": 5} if labels else {}), **options)
+    model = create_model(name, **SMALL | ({"num_classes": 5} if labels else {}) | options)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return model
