@@ -1,8 +1,11 @@
 # make setup | demo | test | test-slow | check | clean
 # Another Python: make setup PYTHON=python3.12. Another torch than the lock's: make setup TORCH=2.11.0.
+# Tests one after another: make test TEST_PROCESSES=0.
 
 PYTHON ?= python3
 TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
+# Much of a test of stage 1 is waiting for Ray, so two processes are worth it on two cores.
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
@@ -32,7 +35,7 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not multigpu'
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not multigpu' -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m 'slow'

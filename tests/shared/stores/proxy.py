@@ -40,6 +40,9 @@ class Proxy:
         """Waited before each request is passed on; may be changed at any time."""
         self.requests: list[tuple[str, str]] = []
         """Method and path with query of each request so far."""
+        self.most_at_once = 0
+        """Requests that waited at the same time, at most; may be set back."""
+        self._waiting = 0
         self.authorizations: list[str] = []
         """Each request's Authorization header."""
         self.endpoint = ""
@@ -77,6 +80,15 @@ class Proxy:
         with self.lock:
             self._faults.append(fault)
 
+    def wait(self) -> None:
+        """Holds a request back for the latency."""
+        with self.lock:
+            self._waiting += 1
+            self.most_at_once = max(self.most_at_once, self._waiting)
+        time.sleep(self.latency_seconds)
+        with self.lock:
+            self._waiting -= 1
+
     def fault_of(self, method: str, path: str) -> Fault | None:
         """Counts a request and returns what is to happen to it."""
         with self.lock:
@@ -107,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.proxy.authorizations.append(self.headers.get("Authorization", ""))
         fault = self.proxy.fault_of(self.command, self.path)
-        time.sleep(self.proxy.latency_seconds)
+        self.proxy.wait()
         if fault is not None and fault.kind == "refuse":
             error = f"<?xml version='1.0'?><Error><Code>{fault.code}</Code><Message>By the proxy.</Message></Error>"
             self._answer(fault.status, [("Content-Type", "application/xml")], error.encode())
