@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from train.data import Batch
 from train.loader import load_batches
 from train.local_copies import LocalCopies
+from train.online.batches import OnlineJob, online_batches
+from train.online.index import OnlineIndex
+from train.online.index_build import REFUSED_FILE
 from train.parallel.ranks import Ranks
 from train.rank_batches import LoaderJob
 from train.sample_index import SampleIndex
@@ -20,6 +23,9 @@ def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[
         first_step: Counted from 0.
     """
     config, data, index = run.config, run.config.data, run.index
+    steps = range(first_step, config.steps)
+    if isinstance(index, OnlineIndex):
+        return _encoded(run, ranks, index, steps)
     assert isinstance(index, SampleIndex)
     copies = None
     if data.local_cache is not None and index.cache.store.local_path("shards") is None:
@@ -37,7 +43,31 @@ def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[
     )
     return load_batches(
         job,
-        range(first_step, config.steps),
+        steps,
         num_workers=data.num_workers,
         pin_memory=ranks.device.type == "cuda",
     )
+
+
+def _encoded(run: CheckedRun, ranks: Ranks, index: OnlineIndex, steps: range) -> Iterator[Batch]:
+    config, data, encoding = run.config, run.config.data, index.encoding
+    job = OnlineJob(
+        index=index,
+        plan=run.plan,
+        rank=ranks.data_rank,
+        world_size=ranks.num_data_ranks,
+        seed=config.seed,
+        caption_dropout=config.diffusion.caption_dropout,
+        windows=encoding.online_windows,
+        on_corrupt=data.on_corrupt,
+        num_workers=data.num_workers,
+        timeout_seconds=encoding.decode_timeout,
+        ahead_bytes=encoding.decode_ahead_mb << 20,
+        ledger=config.output / f"refused-rank{ranks.rank:05d}.jsonl",
+    )
+    if ranks.is_first:
+        (config.output / REFUSED_FILE).write_text(index.refusals())
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(index.refused.items()))
+        if told:
+            print(f"not used: {told}: see {config.output / REFUSED_FILE}", flush=True)
+    return online_batches(job, steps)

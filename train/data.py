@@ -43,6 +43,8 @@ class Batch:
     """The latents are means and logarithms of variances, to be sampled anew each epoch."""
     num_skipped: int = 0
     """Samples that could not be read, and whose places others took."""
+    encode_seconds: float = 0.0
+    """What encoding took of the host, where samples are encoded online: no waiting for data, but part of the step."""
 
     def __len__(self) -> int:
         return len(self.u)

@@ -144,10 +144,8 @@ def _spool_samples(table: pa.Table, spool: Spool, codes: tuple[_Dictionary, _Dic
         raise InputError("latents that have not four dimensions in the index: run preprocess.verify")
     _spool_places("latent", latent, spool, codes)
     spool.append("shape", np.asarray(shapes.flatten()).astype(np.int32))
-    packed = np.zeros(table.num_rows, np.int64)
-    for name in ("num_frames", "height", "width"):
-        packed = (packed << _SIZE_BITS) + table[name].to_numpy().astype(np.int64)
-    spool.append("packed", packed)
+    sizes = [table[name].to_numpy().astype(np.int64) for name in ("num_frames", "height", "width")]
+    spool.append("packed", pack_sizes(*sizes))
     spool.append("fps", table["fps"].to_numpy())
     spool.append("identity", sample_numbers(table["sample"]))
 
@@ -244,24 +242,54 @@ def _save_in_order(
     shapes = spool.take("shape").reshape(len(order), -1)[order]
     identity = np.load(folder / "identity.npy", mmap_mode="r")
     packed = packed[order]
-    fps = np.where(packed >> 2 * _SIZE_BITS == 1, IMAGE_FPS, spool.take("fps")[order]).astype(np.float32)
+    fps = stated_rates(packed, spool.take("fps")[order])
     save_column(folder, "fps", fps)
-    buckets = _buckets(packed, fps, shapes, identity, groups)
+    buckets = describe_buckets(packed, fps, shapes, identity, groups)
     return BuiltIndex(shards=shards, codecs=codecs, buckets=buckets, digest=digest.hexdigest())
 
 
-def _buckets(
+def pack_sizes(num_frames: Array, height: Array, width: Array) -> Array:
+    """Returns buckets (N,) as int64 that stand in the buckets' order."""
+    packed: Array = ((num_frames << _SIZE_BITS) + height << _SIZE_BITS) + width
+    return packed
+
+
+def unpack_sizes(packed: Array) -> tuple[Array, Array, Array]:
+    """Returns frames, height and width (N,) of what :func:`pack_sizes` packed."""
+    mask = (1 << _SIZE_BITS) - 1
+    return packed >> 2 * _SIZE_BITS, packed >> _SIZE_BITS & mask, packed & mask
+
+
+def stated_rates(packed: Array, fps: Array) -> Array:
+    """Returns the rates (N,) that batches tell, float32, of samples of buckets (see :func:`pack_sizes`)."""
+    rates: Array = np.where(unpack_sizes(packed)[0] == 1, IMAGE_FPS, fps).astype(np.float32)
+    return rates
+
+
+def describe_buckets(
     packed: Array,
     fps: Array,
     shapes: Array,
     identity: Array,
     groups: dict[int, list[ClipGroup]] | None,
 ) -> list[dict[str, Any]]:
+    """Returns what there is to know of each bucket, see :class:`BuiltIndex`.
+
+    Args:
+        packed: (N,) ascending, see :func:`pack_sizes`.
+        fps: (N,).
+        shapes: (N, 4) of the stored latents.
+        identity: (N, 2).
+        groups: Of each bucket, its clips by their number of variants; None where each sample is a clip.
+
+    Raises:
+        InputError: if a bucket's latents differ in shape.
+    """
     firsts = np.flatnonzero(np.concatenate([[True], packed[1:] != packed[:-1]]))
     result = []
     for first, end in zip(firsts.tolist(), [*firsts[1:].tolist(), len(packed)], strict=True):
-        size, mask = int(packed[first]), (1 << _SIZE_BITS) - 1
-        bucket = Bucket(size >> 2 * _SIZE_BITS, size >> _SIZE_BITS & mask, size & mask)
+        size = int(packed[first])
+        bucket = Bucket(*(int(part[0]) for part in unpack_sizes(packed[first : first + 1])))
         other = np.flatnonzero((shapes[first:end] != shapes[first]).any(axis=1))
         if len(other):
             row = first + int(other[0])

@@ -15,6 +15,8 @@ from train.model.config import ModelConfig
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+PROBES_FOLDER = "probes"
+"""What is known of a manifest's clips, where they are encoded online."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +67,17 @@ def open_run(folder: Path, description: RunDescription) -> None:
     if (folder / RUN_FILE).exists():
         _require_same(folder, read_run(folder), description)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: found files but no {RUN_FILE}: expected a new or empty folder, or a run's")
+    require_own_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / RUN_FILE, (json.dumps(asdict(description), indent=2) + "\n").encode())
+
+
+def require_own_folder(folder: Path) -> None:
+    """Raises :class:`InputError` if a folder holds something else than a run, or what is kept for one to come."""
+    if (folder / RUN_FILE).exists() or not folder.exists():
+        return
+    if not folder.is_dir() or any(entry.name != PROBES_FOLDER for entry in folder.iterdir()):
+        raise InputError(f"{folder}: found files but no {RUN_FILE}: expected a new or empty folder, or a run's")
 
 
 def _require_same(folder: Path, theirs: RunDescription, ours: RunDescription) -> None:

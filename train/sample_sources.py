@@ -7,15 +7,16 @@ import pyarrow.compute as pc
 
 from shared.cache.dataset import Cache
 from shared.cache.fragments import read_fragment
+from train.online.index import OnlineIndex
 from train.sample_index import IndexedSamples, SampleIndex
 
 
 def sources_of(index: IndexedSamples, samples: Sequence[str]) -> dict[str, str]:
-    """Returns the sources of samples by identity; reads the cache's index until all are found.
-
-    Samples that come from no cache are not found.
-    """
-    return _in_cache(index.cache, samples) if isinstance(index, SampleIndex) else {}
+    """Returns the sources of samples by identity; reads a cache's index until all are found."""
+    if isinstance(index, OnlineIndex):
+        return index.sources(samples)
+    assert isinstance(index, SampleIndex)
+    return _in_cache(index.cache, samples)
 
 
 def _in_cache(cache: Cache, samples: Sequence[str]) -> dict[str, str]:

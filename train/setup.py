@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from shared.cache.dataset import Cache
 from shared.errors import InputError
 from shared.spec import Bucket
 from train.config import TrainConfig
@@ -13,11 +12,12 @@ from train.metrics import require_tensorboard
 from train.model import model_config
 from train.model.attention import require_backend
 from train.model.config import ModelConfig
+from train.open_index import open_index
 from train.parallel.ranks import Ranks
 from train.parallel.sequence import require_size
 from train.plan import BatchPlan, batch_sizes_by_tokens, rank_slots, select_buckets
 from train.run_folder import RunDescription, jsonable, open_run
-from train.sample_index import IndexedSamples, SampleIndex, Selection
+from train.sample_index import IndexedSamples
 
 _SET_ELSEWHERE = {
     "in_channels": "the cache decides it",
@@ -48,14 +48,25 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
         InputError: for whatever does not fit.
     """
     run = plan_run(
-        config, data_rank=ranks.data_rank, num_data_ranks=ranks.num_data_ranks, device_type=ranks.device.type
+        config,
+        data_rank=ranks.data_rank,
+        num_data_ranks=ranks.num_data_ranks,
+        device_type=ranks.device.type,
+        encoders_on=ranks.device,
     )
     if ranks.is_first:
         open_run(config.output, _describe(config, run.index, run.model_config, list(run.plan.buckets)))
     return run
 
 
-def plan_run(config: TrainConfig, *, data_rank: int, num_data_ranks: int, device_type: str) -> CheckedRun:
+def plan_run(
+    config: TrainConfig,
+    *,
+    data_rank: int,
+    num_data_ranks: int,
+    device_type: str,
+    encoders_on: torch.device | None = None,
+) -> CheckedRun:
     """Returns the run of one rank after every check; nothing is written but the node's index.
 
     Args:
@@ -63,6 +74,7 @@ def plan_run(config: TrainConfig, *, data_rank: int, num_data_ranks: int, device
         data_rank: Which part of each batch it has.
         num_data_ranks: Into how many parts batches are divided.
         device_type: Of the devices that are to train.
+        encoders_on: This rank's device, if clips are encoded online; without it that cannot be planned.
 
     Raises:
         InputError: for whatever does not fit.
@@ -88,11 +100,8 @@ def plan_run(config: TrainConfig, *, data_rank: int, num_data_ranks: int, device
             "frames are given: use a stdit3 model, or leave it out"
         )
     model_config(config.architecture.model, **overrides)  # a mistake in it is told before one in the cache
-    selection = Selection(where=config.data.where, holdout=config.data.holdout)
-    index = SampleIndex.open(
-        Cache.open(config.cache), selection, variants=config.data.variants, local_cache=config.data.local_cache
-    )
-    buckets = select_buckets(index.buckets, config.data.buckets)
+    index = open_index(config, encoders_on)
+    buckets = select_buckets(index.buckets, () if config.cache is None else config.data.buckets)
     most_common = max(buckets, key=lambda bucket: buckets[bucket].num_samples)
     architecture = model_config(
         config.architecture.model,

@@ -12,6 +12,7 @@ from train.config import TrainConfig
 from train.ema import Ema
 from train.metrics import MetricsLog, Totals
 from train.not_finite import NotFiniteGuard
+from train.open_index import prepare_source
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
 from train.peak import Peak, find_peak
@@ -31,6 +32,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     """
     stop = StopRequest()
     ranks.share_samples(config.parallel.sequence_parallel)
+    ranks.agree(lambda: prepare_source(config, ranks))
     run = ranks.agree(lambda: check_run(config, ranks))
     require_same_index(run.index, ranks)
     ranks.agree(lambda: _require_memory(run, ranks))
@@ -132,7 +134,7 @@ class Trainer:
         taken = first_step
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, start=first_step):
-            wait_seconds = time.perf_counter() - waiting_since
+            wait_seconds = time.perf_counter() - waiting_since - batch.encode_seconds
             lr = learning_rate(step, config.optimiser, config.decay_steps)
             result = self._step.take(batch.to(ranks.device), lr)
             taken = step + 1

@@ -40,7 +40,7 @@ def test_what_a_run_saves_is_a_file_that_gives_the_same_configuration(tmp_path, 
         again = parse_command_line(("--config", str(file)))
         assert again.to_json() == config.to_json()
         assert again.changed(config=None).optimiser.decay_steps == 1000
-    assert json.loads(json.dumps(DEFAULTS)).keys() == config.to_json().keys() - {"cache", "output"}
+    assert json.loads(json.dumps(DEFAULTS)).keys() == config.to_json().keys() - {"output"}
 
 
 def test_the_resolved_configuration_is_printed_and_nothing_is_done(tmp_path, monkeypatch, capsys):

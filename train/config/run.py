@@ -15,6 +15,7 @@ from train.config.checkpoints import CheckpointOptions
 from train.config.data import DataOptions
 from train.config.diffusion import DiffusionOptions
 from train.config.log import LogOptions
+from train.config.online import OnlineOptions
 from train.config.optimiser import OptimiserOptions
 from train.config.parallel import ParallelOptions
 from train.config.presets import Preset
@@ -26,8 +27,8 @@ from train.config.settings import MAY_CHANGE, MayChange, require_at_least
 class TrainConfig:
     """Trains a video diffusion transformer from a cache. Run again with the same output, it goes on from there."""
 
-    cache: MayChange[str]
-    """The cache that preprocess made: a folder, or s3://bucket/prefix, gs://, az://."""
+    cache: MayChange[str | None] = None
+    """The cache that preprocess made: a folder, or s3://bucket/prefix, gs://, az://. Or give --online."""
     output: MayChange[Path]
     """The run's folder: configuration, metrics, checkpoints."""
     preset: Preset | None = None
@@ -49,6 +50,7 @@ class TrainConfig:
 
     architecture: ArchitectureOptions = field(default_factory=ArchitectureOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    encoding: OnlineOptions = field(default_factory=OnlineOptions)
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
@@ -66,6 +68,11 @@ class TrainConfig:
                 f"gradient_accumulation={parts} would add gradients up in bfloat16 at zero_stage=0: use stage 1, or "
                 "float32"
             )
+        if (self.cache is None) == (self.encoding.online is None):
+            found = "neither" if self.cache is None else "both"
+            raise InputError(f"--cache and --online: found {found}: expected one of them, the source of the batches")
+        if self.encoding.online is not None and self.data.num_workers == 0:
+            raise InputError("num_workers=0 with --online: clips are decoded in processes of their own: use at least 1")
 
     @property
     def decay_steps(self) -> int:
