@@ -1,16 +1,14 @@
 """What a run reports: losses, speed, and how much of the hardware's arithmetic it uses."""
 
-import importlib
-import importlib.util
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from shared.errors import InputError
+from train.boards import Board
 from train.data import Batch
 from train.model.config import ModelConfig
 from train.model.flops import training_flop
@@ -136,45 +134,34 @@ def _peak_memory_gib(device: torch.device) -> float:
 
 
 class MetricsLog:
-    """Rank 0's log: a line for people, ``metrics.jsonl``, and TensorBoard's files if asked for.
+    """Rank 0's log: a line for people, ``metrics.jsonl``, and what boards there are.
 
     Args:
         run: The run's folder.
         steps: Of the whole run.
         first_step: Where this process begins. Lines beyond it, of steps that no checkpoint kept, are dropped.
-        tensorboard: Write TensorBoard's files too.
-
-    Raises:
-        InputError: if TensorBoard is asked for and not installed.
+        boards: Where numbers are shown besides.
     """
 
-    def __init__(self, run: Path, *, steps: int, first_step: int, tensorboard: bool) -> None:
-        self._steps, self._file = steps, run / METRICS_FILE
+    def __init__(self, run: Path, *, steps: int, first_step: int, boards: Sequence[Board] = ()) -> None:
+        self._steps, self._file, self.boards = steps, run / METRICS_FILE, boards
         if self._file.exists():
             lines = self._file.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= first_step]
             write_durably(self._file, b"".join(kept))
-        self._board = _open_board(run, first_step) if tensorboard else None
 
     def write(self, metrics: StepMetrics) -> None:
         """Adds one line to each log."""
         print(metrics.line(self._steps), flush=True)
-        values = metrics.values()
+        self._add(metrics.values())
+
+    def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the losses of an evaluation after ``step`` steps: a line of its own."""
+        print(f"step {step}/{self._steps} " + " ".join(f"{n} {v:.4f}" for n, v in values.items()), flush=True)
+        self._add({"step": step, **values})
+
+    def _add(self, values: Mapping[str, float]) -> None:
         with open(self._file, "a") as file:
             file.write(json.dumps(values) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, metrics.step)
-            self._board.flush()
-
-
-def require_tensorboard() -> None:
-    """Raises :class:`InputError` if TensorBoard is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard: the package is not installed: pip install 'latentmill[tensorboard]'")
-
-
-def _open_board(run: Path, first_step: int) -> Any:
-    board = importlib.import_module("torch.utils.tensorboard")
-    return board.SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        for board in self.boards:
+            board.numbers(int(values["step"]), {name: value for name, value in values.items() if name != "step"})

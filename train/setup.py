@@ -6,9 +6,9 @@ import torch
 
 from shared.errors import InputError
 from shared.spec import Bucket
+from train.boards import require_boards
 from train.config import TrainConfig
 from train.diffusion.objective import Objective, create_objective
-from train.metrics import require_tensorboard
 from train.model import model_config
 from train.model.attention import require_backend
 from train.model.config import ModelConfig
@@ -84,8 +84,7 @@ def plan_run(
         require_backend(config.parallel.attention_backend, device_type, dtype)
     if config.parallel.offload != "none" and device_type == "cpu":
         raise InputError(f"offload={config.parallel.offload} does nothing without a GPU: leave it out")
-    if config.log.tensorboard:
-        require_tensorboard()
+    require_boards(config.log)
     if config.data.batch_tokens is None:
         rank_slots(config.data.batch_size, data_rank, num_data_ranks)
     else:

@@ -6,10 +6,12 @@ from functools import partial
 import torch
 
 from train.batches import open_batches
+from train.boards import open_boards
 from train.building import build_model
 from train.checkpoint import Checkpointer
 from train.config import TrainConfig
 from train.ema import Ema
+from train.judging import Judge
 from train.metrics import MetricsLog, Totals
 from train.not_finite import NotFiniteGuard
 from train.open_index import prepare_source
@@ -42,7 +44,8 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     log = None
     if ranks.is_first:
         print(trainer.describe(peak, first_step), flush=True)
-        log = MetricsLog(config.output, steps=config.steps, first_step=first_step, tensorboard=config.log.tensorboard)
+        boards = open_boards(config.log, config.output, config.to_json(), first_step)
+        log = MetricsLog(config.output, steps=config.steps, first_step=first_step, boards=boards)
     taken = trainer.take_steps(first_step, stop, peak, log)
     if taken == config.steps:
         return 0
@@ -83,6 +86,7 @@ class Trainer:
         )
         decay = config.optimiser.ema_decay
         self._ema = Ema(masters, decay) if decay is not None else None
+        self._judge = Judge(run, ranks, engine=engine, model=model, ema=self._ema)
         self.checkpointer = Checkpointer(
             config.output,
             masters=masters,
@@ -151,6 +155,8 @@ class Trainer:
                     log.write(metrics)
                 self._tell_skipped(num_skipped)
                 num_skipped = 0
+            if not stopping:
+                self._judge.after(taken, log)
             if ending or taken % config.checkpoints.checkpoint_every == 0:
                 saved = self.checkpointer.save(taken)
                 if ranks.is_first:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from shared.errors import InputError
+from train.boards import open_boards, require_boards
+from train.config import LogOptions
 from train.data import Batch
 from train.diffusion.terms import LossTerms
-from train.metrics import MetricsLog, Totals, require_tensorboard
+from train.metrics import MetricsLog, Totals
 from train.model.config import STDiTConfig
 from train.model.flops import training_flop
 from train.peak import Peak, find_peak, known_peak, utilisation
@@ -23,8 +25,10 @@ def test_utilisation_is_operations_over_time_over_devices_over_peak():
 
 def test_tensorboard_that_is_missing_is_named_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"not installed: pip install 'latentmill\[tensorboard\]'"):
-        require_tensorboard()
+    for options, name in ((LogOptions(tensorboard=True), "tensorboard"), (LogOptions(wandb="mine"), "wandb")):
+        with pytest.raises(InputError, match=rf"--{name}: .* not installed: pip install 'latentmill\[{name}\]'"):
+            require_boards(options)
+    require_boards(LogOptions())
 
 
 def test_peaks_are_given_looked_up_or_measured():
@@ -70,7 +74,8 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     assert metrics.tflops_per_device == pytest.approx(flop / 2 / 1e12, rel=0.1)
     assert metrics.mfu == pytest.approx(flop / 2 / 1e9, rel=0.1)
 
-    log = MetricsLog(tmp_path, steps=9, first_step=0, tensorboard=True)
+    boards = open_boards(LogOptions(tensorboard=True), tmp_path, {}, 0)
+    log = MetricsLog(tmp_path, steps=9, first_step=0, boards=boards)
     log.write(metrics)
     written = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (written["loss"], written["mse"], written["vb"]) == (2.0, 1.0, 0.0)

@@ -242,5 +242,5 @@ def test_a_run_that_was_started_before_there_was_an_option_goes_on_with_its_defa
 def test_lines_of_steps_that_no_checkpoint_kept_are_dropped_from_the_metrics(tmp_path):
     lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 4, "lo')
-    MetricsLog(tmp_path, steps=9, first_step=2, tensorboard=False)
+    MetricsLog(tmp_path, steps=9, first_step=2)
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])

@@ -9,6 +9,7 @@ from train.config.architecture import ArchitectureOptions
 from train.config.checkpoints import CheckpointOptions
 from train.config.data import DataOptions
 from train.config.diffusion import DiffusionOptions
+from train.config.evaluation import EvaluationOptions
 from train.config.log import LogOptions
 from train.config.optimiser import OptimiserOptions
 from train.config.parallel import ParallelOptions, Precision
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointOptions",
     "DataOptions",
     "DiffusionOptions",
+    "EvaluationOptions",
     "LogOptions",
     "OptimiserOptions",
     "ParallelOptions",

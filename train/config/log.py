@@ -16,6 +16,9 @@ class LogOptions:
     tensorboard: MayChange[bool] = False
     """Also write TensorBoard's event files, to OUTPUT/tensorboard."""
 
+    wandb: MayChange[str | None] = None
+    """Also log to Weights & Biases, to this project; its settings are read from the environment (WANDB_MODE ...)."""
+
     def __post_init__(self) -> None:
         require_at_least(self, 1, "log_every")
         require_positive(self, "peak_tflops")

@@ -14,6 +14,7 @@ from train.config.architecture import ArchitectureOptions
 from train.config.checkpoints import CheckpointOptions
 from train.config.data import DataOptions
 from train.config.diffusion import DiffusionOptions
+from train.config.evaluation import EvaluationOptions
 from train.config.log import LogOptions
 from train.config.online import OnlineOptions
 from train.config.optimiser import OptimiserOptions
@@ -55,12 +56,17 @@ class TrainConfig:
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     log: LogOptions = field(default_factory=LogOptions)
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps", "plan_ranks")
         if self.plan_ranks is not None and not self.dry_run:
             raise InputError(f"plan_ranks={self.plan_ranks} does nothing without --dry-run")
+        if self.evaluation.evaluate_every is not None and self.data.holdout is None:
+            raise InputError("evaluate_every needs samples that are kept out of training: use --holdout, e.g. 1%")
+        if self.evaluation.judge_ema and self.optimiser.ema_decay is None:
+            raise InputError("judge_ema: there is no average with --ema-decay None: leave one of them out")
         require_at_least(self, 0, "seed")
         parts = self.optimiser.gradient_accumulation
         if parts > 1 and self.parallel.zero_stage == 0 and self.parallel.precision == "bfloat16":

@@ -1,0 +1,49 @@
+"""The trainer on two ranks: what is no finite number, and evaluations."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.train.distributed.launch import run_checks
+from tests.train.distributed.trainer_checks import config_for
+from train.trainer import train
+
+MODULE = "tests.train.distributed.trainer_checks"
+CHECKS = [
+    "a_step_that_is_no_finite_number_anywhere_is_taken_nowhere",
+    "a_run_that_stops_says_once_which_sample_it_was",
+    "an_evaluation_on_two_ranks_is_that_of_one",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trainer")
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(folder: Path) -> dict[str, str]:
+    return run_checks(MODULE, CHECKS, folder, num_ranks=2)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_on_two_ranks(on_two_ranks, check):
+    assert on_two_ranks[check] == "ok"
+
+
+def test_an_evaluation_on_one_rank_is_that_of_two(on_two_ranks, folder, ranks):
+    found = json.loads((folder / CHECKS[2] / "found.json").read_text())
+    config = config_for(ranks, folder / "one", broken=0, holdout="60%", evaluate_every=1, evaluate_samples=5)
+    config = config.changed(steps=2, precision="float32")
+    train(config, ranks)
+    own = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    for mine, other in zip(own, found, strict=True):
+        for name in mine:
+            if name.startswith("eval"):
+                assert other[name] == pytest.approx(mine[name], rel=1e-4), name
+
+
+@pytest.mark.multigpu
+def test_on_two_gpus(tmp_path):
+    assert run_checks(MODULE, CHECKS, tmp_path, num_ranks=2, device="cuda") == dict.fromkeys(CHECKS, "ok")

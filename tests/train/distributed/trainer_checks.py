@@ -1,0 +1,85 @@
+"""Checks of the trainer that two ranks make together, see ``launch``."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared.errors import InputError
+from shared.spec import Bucket
+from tests.train.synthetic_cache import write_cache
+from train.checkpoint_files import WEIGHTS_FILE, list_checkpoints
+from train.config import TrainConfig
+from train.parallel.ranks import Ranks
+from train.trainer import train
+
+SOUND, BROKEN = Bucket(2, 32, 32), Bucket(3, 32, 48)
+
+
+def config_for(ranks: Ranks, folder: Path, *, broken: int, **changes: object) -> TrainConfig:
+    """Returns a small run, on a cache whose clips of one bucket overflow."""
+    if ranks.is_first:
+        write_cache(folder / "cache", {SOUND: 9}, codecs=("float32", "float32"))
+        if broken:
+            write_cache(folder / "cache", {BROKEN: broken}, codecs=("float32", "float32"), seed=7, latent_scale=1e37)
+    ranks.barrier()
+    return TrainConfig.of(
+        cache=str(folder / "cache"),
+        output=folder / "run",
+        model="stdit-ti/2",
+        model_settings=("depth=2", "hidden_size=32", "num_heads=2"),
+        batch_size=2,
+        steps=8,
+        lr=1e-3,
+        log_every=1,
+        checkpoint_every=1,
+        keep_checkpoints=99,
+        num_workers=0,
+        peak_tflops=1.0,
+        **changes,
+    )
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def a_step_that_is_no_finite_number_anywhere_is_taken_nowhere(ranks: Ranks, folder: Path) -> None:
+    for stage in (2, 3):
+        base = config_for(ranks, folder / str(stage), broken=2, zero_stage=stage, ema_decay=None, on_nan="skip")
+        assert train(base, ranks) == 0
+        left_out = {int(line["step"]) for line in lines(base.output) if line["nan_steps"]}
+        assert 0 < len(left_out) < 8, left_out
+        weights = [load_file(checkpoint / WEIGHTS_FILE) for checkpoint in list_checkpoints(base.output)]
+        for step in range(2, 9):
+            before, after = weights[step - 2], weights[step - 1]
+            same = all(torch.equal(before[name], after[name]) for name in before)
+            assert same == (step in left_out), (stage, step)
+
+
+def a_run_that_stops_says_once_which_sample_it_was(ranks: Ranks, folder: Path) -> None:
+    config = config_for(ranks, folder, broken=2)
+    if ranks.is_first:
+        with pytest.raises(InputError, match=r"step \d+: the loss is no finite number for 3x32x48-7-\d.mp4"):
+            train(config, ranks)
+    else:
+        with pytest.raises(SystemExit):
+            train(config, ranks)
+    ranks._failed_together = False
+
+
+def an_evaluation_on_two_ranks_is_that_of_one(ranks: Ranks, folder: Path) -> None:
+    common = {"holdout": "60%", "evaluate_samples": 5, "steps": 2, "precision": "float32"}
+    config = config_for(ranks, folder, broken=0).changed(evaluate_every=1, **common)
+    train(config, ranks)
+    shared = config.changed(output=folder / "shared", sequence_parallel=2, zero_stage=3)
+    train(shared, ranks)
+    if ranks.is_first:
+        for mine, other in zip(lines(config.output), lines(shared.output), strict=True):
+            assert mine.keys() == other.keys()
+            for name in mine:
+                if name.startswith("eval"):
+                    assert other[name] == pytest.approx(mine[name], rel=1e-4), name
+        (folder / "found.json").write_text(json.dumps(lines(config.output)))

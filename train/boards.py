@@ -1,0 +1,77 @@
+"""Where a run's numbers and pictures are shown: TensorBoard's files, Weights & Biases."""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from shared.errors import InputError
+from train.config import LogOptions
+
+
+class Board(Protocol):
+    """What shows numbers and pictures by step."""
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows numbers by name."""
+
+    def clip(self, step: int, name: str, strip: np.ndarray, file: Path, caption: str) -> None:
+        """Shows a video: frames (height, width * n, 3) side by side, and the MP4."""
+
+
+def require_boards(options: LogOptions) -> None:
+    """Raises :class:`InputError` if a package that is asked for is not installed."""
+    for wanted, package in ((options.tensorboard, "tensorboard"), (options.wandb is not None, "wandb")):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise InputError(f"--{package}: the package is not installed: pip install 'latentmill[{package}]'")
+
+
+def open_boards(options: LogOptions, run: Path, config: Mapping[str, Any], first_step: int) -> Sequence[Board]:
+    """Returns the boards that are asked for.
+
+    Args:
+        options: Which.
+        run: The run's folder.
+        config: Of the run, as JSON values.
+        first_step: Where this process begins.
+    """
+    boards: list[Board] = []
+    if options.tensorboard:
+        boards.append(_TensorBoard(run, first_step))
+    if options.wandb is not None:
+        boards.append(_WandB(options.wandb, run, config))
+    return boards
+
+
+class _TensorBoard:
+    def __init__(self, run: Path, first_step: int) -> None:
+        package = importlib.import_module("torch.utils.tensorboard")
+        self._writer = package.SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def clip(self, step: int, name: str, strip: np.ndarray, file: Path, caption: str) -> None:
+        self._writer.add_image(f"previews/{name}", strip, step, dataformats="HWC")
+        self._writer.flush()
+
+
+class _WandB:
+    """Its own settings (WANDB_MODE=offline, WANDB_API_KEY ...) are read from the environment, as usual."""
+
+    def __init__(self, project: str, run: Path, config: Mapping[str, Any]) -> None:
+        self._wandb = importlib.import_module("wandb")
+        self._run = self._wandb.init(
+            project=project, dir=str(run), name=run.name, id=run.name, resume="allow", config=dict(config)
+        )
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def clip(self, step: int, name: str, strip: np.ndarray, file: Path, caption: str) -> None:
+        self._run.log({f"previews/{name}": self._wandb.Video(str(file), caption=caption)}, step=step)

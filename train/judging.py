@@ -1,0 +1,101 @@
+"""When a run is judged, and with which weights: evaluations and previews, between steps."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.ema import Ema
+from train.evaluation import Evaluation
+from train.held_out import FixedSamples
+from train.metrics import MetricsLog
+from train.parallel.ranks import Ranks
+from train.previews import Previews
+from train.setup import CheckedRun
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Called:
+    """A model as sampling knows it, computed by the engine around it."""
+
+    engine: Callable[..., Tensor]
+    config: Any
+    wants_size: bool
+
+    def __call__(self, *arguments: Any, **named: Any) -> Tensor:
+        return self.engine(*arguments, **named)
+
+
+class Judge:
+    """Evaluates and previews a run's model.
+
+    Args:
+        run: What is trained.
+        ranks: All of them call every method.
+        engine: DeepSpeed's.
+        model: The module inside it.
+        ema: Its average, if there is one.
+
+    Raises:
+        InputError: if no sample is held out, or the encoders that previews need cannot be found.
+    """
+
+    def __init__(self, run: CheckedRun, ranks: Ranks, *, engine: Any, model: nn.Module, ema: Ema | None) -> None:
+        self._run, self._ranks, self._engine, self._model = run, ranks, engine, model
+        options = run.config.evaluation
+        self._ema = ema if options.judge_ema is not False else None
+        self._evaluation: Evaluation | None = None
+        self._previews: Previews | None = None
+        if options.evaluate_every is not None:
+            samples = ranks.agree(lambda: FixedSamples.open(run.config, options.evaluate_samples, held_out=True))
+            self._evaluation = Evaluation(samples, run.objective, ranks, num_levels=options.evaluate_levels)
+        if options.preview_every is not None:
+            with _same_random_numbers():
+                self._previews = Previews(run, ranks)
+
+    def after(self, step: int, log: MetricsLog | None) -> None:
+        """Does what is due after ``step`` steps; the last step of a run has everything."""
+        options, last = self._run.config.evaluation, step == self._run.config.steps
+        evaluate = _is_due(options.evaluate_every, step, last)
+        preview = _is_due(options.preview_every, step, last)
+        if not evaluate and not preview:
+            return
+        with self._judged_weights(), _same_random_numbers():
+            if evaluate and self._evaluation is not None:
+                values = self._evaluation.losses(self._engine, self._model)
+                if log is not None:
+                    log.write_evaluation(step, values)
+            if preview and self._previews is not None:
+                called = _Called(
+                    engine=self._engine,
+                    config=self._model.config,
+                    wants_size=bool(getattr(self._model, "wants_size", False)),
+                )
+                files = self._previews.make(step, called, () if log is None else log.boards)
+                if self._ranks.is_first:
+                    print(f"previews of step {step}: {files[0].parent}", flush=True)
+        self._ranks.barrier()
+
+    @contextmanager
+    def _judged_weights(self) -> Iterator[None]:
+        self._engine.eval()
+        try:
+            with nullcontext() if self._ema is None else self._ema.applied():
+                yield
+        finally:
+            self._engine.train()
+
+
+def _is_due(every: int | None, step: int, last: bool) -> bool:
+    return every is not None and (last or step % every == 0)
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Leaves PyTorch's generators as they were: loading encoders draws from them."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
