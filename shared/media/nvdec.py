@@ -1,5 +1,6 @@
 """Decoding on the GPU's video decoder, which PyAV's wheels can do as they are."""
 
+import ctypes
 from functools import cache
 
 import av
@@ -18,6 +19,8 @@ _PROFILES: dict[str, frozenset[str | None]] = {
 }
 """What every generation of it decodes, as far as it has the codec at all: 4:2:0 of 8 bits, of HEVC 10 bits too. By
 profile, since a stream that is opened for the GPU does not tell its pixel format before a frame is decoded."""
+_LIBRARY = "libnvcuvid.so.1"
+"""Of the driver; without it, every clip would fail by itself."""
 _LEAST_SIDE, _MOST_SIDE = 144, 4096
 
 
@@ -32,7 +35,7 @@ def nvdec_takes(stream: VideoStream) -> bool:
 
 
 def nvdec() -> HWAccel:
-    """Returns the decoder of the process's first CUDA device, in the CUDA context that torch would use too.
+    """Returns the decoder of the process's first CUDA device. A process that uses CUDA by torch cannot have it too.
 
     Raises:
         InputError: if there is none.
@@ -45,10 +48,14 @@ def nvdec() -> HWAccel:
 def _held_device() -> HWAccel:
     """Keeps the device's context: it would end with the first clip, and making it again takes longer than a clip."""
     try:
+        ctypes.CDLL(_LIBRARY)
         return _accelerator().create(av.Codec("h264", "r"))
-    except av.FFmpegError as error:
-        raise InputError(f"device nvdec: {error.strerror}: expected a CUDA device: use the device cpu") from None
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(
+            f"device nvdec: {error.strerror or error}: expected a CUDA device and its video driver: use the device cpu"
+        ) from None
 
 
 def _accelerator() -> HWAccel:
+    """FFmpeg waits for this context without spinning, and so refuses one that is there already and spins: torch's."""
     return HWAccel("cuda", allow_software_fallback=False, options={"primary_ctx": "1"})
