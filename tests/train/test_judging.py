@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from shared.errors import InputError
 from tests.train.conftest import BUCKETS
+from tests.train.fake_encoders import use_fake_encoders
 from tests.train.synthetic_cache import write_cache
-from tests.train.test_sample import FakeAutoencoder, FakeTextEncoder
 from train.building import build_model
 from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
 from train.evaluation import Evaluation
@@ -74,8 +74,7 @@ def test_held_out_samples_are_none_that_a_run_trains_on(ranks, small_config):
 
 @pytest.fixture
 def fake_encoders(monkeypatch):
-    monkeypatch.setattr("shared.encoders.t5.TextEncoder", FakeTextEncoder)
-    monkeypatch.setattr("shared.encoders.vae.VideoAutoencoder", FakeAutoencoder)
+    use_fake_encoders(monkeypatch)
 
 
 @pytest.mark.usefixtures("fake_encoders")
