@@ -37,6 +37,7 @@ class FixedSamples:
             InputError: if there are none.
         """
         data = config.data
+        assert config.cache is not None
         selection = Selection(where=data.where, holdout=data.holdout, held_out_side=held_out)
         index = SampleIndex.open(Cache.open(config.cache), selection, local_cache=data.local_cache)
         held = {name for name in data.buckets if any(str(bucket) == name for bucket in index.buckets)}

@@ -77,6 +77,11 @@ class TrainConfig:
         if (self.cache is None) == (self.encoding.online is None):
             found = "neither" if self.cache is None else "both"
             raise InputError(f"--cache and --online: found {found}: expected one of them, the source of the batches")
+        judged = self.evaluation
+        if self.cache is None and judged.evaluate_every is not None:
+            raise InputError("evaluate_every with --online: samples are held out of caches only: leave it out")
+        if self.cache is None and judged.preview_every is not None and judged.preview_prompts is None:
+            raise InputError("preview_every with --online: there is no cache to take captions from: --preview-prompts")
         if self.encoding.online is not None and self.data.num_workers == 0:
             raise InputError("num_workers=0 with --online: clips are decoded in processes of their own: use at least 1")
 
