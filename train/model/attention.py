@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.errors import InputError
+from train.ops.reference import kernel_wanted
 
 AttentionBackend = Literal["flash-attn", "cudnn", "flash", "efficient", "math"]
 """flash-attn is the package of that name; the others are kernels of PyTorch's scaled_dot_product_attention."""
@@ -142,6 +143,11 @@ def caption_attention(
     Raises:
         InputError: if ``backend`` does not exist for the tensors' device and dtype.
     """
+    if backend is None and kernel_wanted("captions", q):
+        from train.ops import caption_attention_kernels as kernels  # imports triton, which is there with CUDA only
+
+        if kernels.takes(q.shape[-1]):
+            return kernels.caption_attention(q, kv, None if keys is None else keys.borders)
     k, v = kv.unbind(2)
     if keys is None:
         return attention(q, k, v, backend=backend)

@@ -1,6 +1,10 @@
 # ruff: noqa: F722  (jaxtyping's shapes are not forward references)
 """Attention along time: many short sequences, one a place of the frame, read where they lie.
 
+On a GPU, sequences of up to 64 frames go to Triton kernels (``time_attention_kernels``): library kernels take many
+times as long as moving the data does. Elsewhere, for longer ones, and as what the kernels are tested against, plain
+PyTorch.
+
 Letters: B batch, T frames, S tokens of a frame, H heads, P head width.
 """
 
@@ -8,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from train.ops.reference import kernel_wanted
 
 RMS_NORM_EPS = 1e-6
 
@@ -36,6 +42,11 @@ def time_attention(
         k_norm: Likewise of the keys.
         rope: Cosines and sines, float32, of the angles by which queries and keys are turned; not turned if None.
     """
+    if kernel_wanted("time", qkv):
+        from train.ops import time_attention_kernels as kernels  # imports triton, which is there with CUDA only
+
+        if kernels.takes(qkv.shape[1], qkv.shape[-1]):
+            return kernels.time_attention(qkv, q_norm, k_norm, rope)
     q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # (B, S, H, T, P) each
     if q_norm is not None:
         q = F.rms_norm(q, q.shape[-1:], q_norm, RMS_NORM_EPS)

@@ -1,0 +1,158 @@
+"""The Triton kernels against plain PyTorch in float64: forward and every gradient, odd sizes, each dtype.
+
+An error counts against that of plain PyTorch in the same low precision: at most twice as large.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from train.model.attention import KeyMask, caption_attention
+from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
+from train.ops.reference import reference_operations
+from train.ops.time_attention import time_attention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_LEAST_ERROR = {torch.bfloat16: 2e-3, torch.float16: 3e-4, torch.float32: 2e-6}
+"""What rounding alone may cost, of the norm of what is right."""
+
+Operation = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def _results(operation: Operation, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], dtype: torch.dtype):
+    own = [None if t is None else t.detach().to(dtype).clone().requires_grad_() for t in inputs]
+    outputs = operation(*own)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    torch.autograd.backward(outputs, [grad.to(dtype) for grad in grads[: len(outputs)]])
+    return [*outputs, *(t.grad for t in own if t is not None)]
+
+
+def _require_close(operation: Operation, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], dtype: torch.dtype):
+    rounded = [None if t is None else t.to(dtype).double() for t in inputs]
+    grads = [grad.to(dtype).double() for grad in grads]
+    right = _results(operation, rounded, grads, torch.float64)
+    with reference_operations():
+        plain = _results(operation, rounded, grads, dtype)
+    ours = _results(operation, rounded, grads, dtype)
+    for index, (r, p, o) in enumerate(zip(right, plain, ours, strict=True)):
+        assert o.dtype == dtype
+        assert o.shape == r.shape
+        size = r.norm().clamp(min=1e-3 * r.numel() ** 0.5)  # with one frame, that of norms is 0
+        error, allowed = ((t.double() - r).norm() / size for t in (o, p))
+        assert error <= 2 * allowed + _LEAST_ERROR[dtype], f"result {index}: {error:.2e}, plain PyTorch {allowed:.2e}"
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(2, 16, 9, 16, 72), (1, 5, 7, 3, 72), (2, 4, 5, 2, 64), (1, 64, 3, 2, 104), (1, 33, 5, 3, 32), (1, 1, 70, 1, 128)],
+    ids=str,
+)
+@pytest.mark.parametrize(("has_norm", "has_rope"), [(False, False), (True, True), (True, False), (False, True)])
+def test_attention_along_time_and_its_gradients_are_right(
+    size: tuple[int, ...], has_norm: bool, has_rope: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    B, T, S, H, P = size
+    angles = torch.arange(T, device="cuda")[:, None] * 10_000.0 ** (-torch.arange(P // 2, device="cuda") * 2 / P)
+    rope = (angles.cos(), angles.sin()) if has_rope else None
+
+    def operation(qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+        return time_attention(qkv, q_norm=q_norm, k_norm=k_norm, rope=rope)
+
+    norms = [1 + 0.3 * _random(P), 1 + 0.3 * _random(P)] if has_norm else [None, None]
+    _require_close(operation, [_random(B, T, S, 3, H, P), *norms], [_random(B, T, S, H, P)], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "size", [(2, 3, 50, 1152, 1), (3, 4, 7, 1152, 4), (1, 5, 3, 100, 5), (2, 1, 257, 1872, 1)], ids=str
+)
+@pytest.mark.parametrize("name", ["norm", "gate", "gate and norm", "addition and norm"])
+def test_modulation_and_its_gradients_are_right(name: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    B, T, S, D, G = size
+    x, h, *grads = (_random(B, T, S, D) for _ in range(4))
+
+    def operation(x: Tensor, h: Tensor | None, table: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        gate, shift, scale = table.unbind(1)  # not contiguous, as in the models
+        if h is None:
+            return norm_modulate(x, shift, scale)
+        if name == "gate":
+            return gate_add(x, h, gate)
+        return gate_add_norm_modulate(x, h, gate if name == "gate and norm" else None, shift, scale)
+
+    _require_close(operation, [2 * x + 0.5, None if name == "norm" else h, _random(B, 3, G, D)], grads, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "lengths"),
+    [((2, 300, 120, 3, 72), (120, 7)), ((2, 130, 300, 2, 72), (300, 129)), ((1, 64, 20, 2, 64), None),
+     ((1, 1000, 77, 2, 104), (1,))],
+    ids=str,
+)  # fmt: skip
+def test_attention_to_captions_and_its_gradients_are_right(
+    size: tuple[int, ...], lengths: tuple[int, ...] | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    B, N, M, H, P = size
+    keys = None
+    if lengths is not None:
+        keys, _ = KeyMask.valid_first(torch.arange(M, device="cuda") < torch.tensor(lengths, device="cuda")[:, None])
+
+    def operation(q: Tensor, kv: Tensor) -> Tensor:
+        return caption_attention(q, kv, keys, backend="math" if q.dtype == torch.float64 else None)
+
+    _require_close(operation, [_random(B, N, H, P), _random(B, M, 2, H, P)], [_random(B, N, H, P)], dtype)
+
+
+def test_a_sample_without_a_caption_attends_to_nothing() -> None:
+    keys, _ = KeyMask.valid_first(torch.tensor([[False] * 20], device="cuda"))
+    q, kv = (_random(*size).bfloat16().requires_grad_() for size in ((1, 70, 2, 72), (1, 20, 2, 2, 72)))
+    out = caption_attention(q, kv, keys)
+    out.sum().backward()
+    assert not out.any()
+    assert q.grad is not None
+    assert not q.grad.any()
+    assert kv.grad is not None
+    assert not kv.grad.any()
+
+
+def test_equal_inputs_give_equal_gradients_bit_for_bit() -> None:
+    inputs = [_random(4, 16, 256, 1152), _random(4, 16, 256, 1152), *_random(4, 3, 1, 1152).unbind(1)]
+    grads = [_random(4, 16, 256, 1152), _random(4, 16, 256, 1152)]
+    first, second = (_results(gate_add_norm_modulate, inputs, grads, torch.bfloat16) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_kernels_do_not_break_a_compiled_graph() -> None:
+    def block(x: Tensor, qkv_weight: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        h = norm_modulate(x, shift, scale)
+        h = time_attention((h @ qkv_weight).unflatten(3, (3, 2, 64))).flatten(3)
+        return gate_add_norm_modulate(x, h, gate, shift, scale)[1]
+
+    inputs = [_random(2, 4, 6, 128), _random(128, 384) / 12, *_random(2, 3, 1, 128).unbind(1)]
+    grads = [_random(2, 4, 6, 128)]
+    compiled = torch.compile(block, fullgraph=True)
+    ours, right = (_results(f, inputs, grads, torch.float32) for f in (compiled, block))
+    for o, r in zip(ours, right, strict=True):
+        torch.testing.assert_close(o, r, rtol=2e-2, atol=2e-2)
+
+
+def test_reference_operations_launch_no_kernel_of_ours() -> None:
+    x, shift, scale = _random(1, 2, 8, 64).float(), *_random(1, 2, 1, 64).float().unbind(1)
+    with torch.profiler.profile() as profile, reference_operations():
+        norm_modulate(x, shift, scale)
+    assert not any("latentmill" in event.key for event in profile.key_averages())

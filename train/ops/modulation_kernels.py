@@ -1,0 +1,312 @@
+"""The Triton kernels of LayerNorm with modulation and of gated residuals: one pass forward, one pass backward.
+
+The forward pass keeps what autograd has anyway (the residual that the norm reads, the gated input) and two statistics
+of each row. The gradients of shift, scale and gate are sums over the tokens of a group: each program sums its own rows
+in registers, the few sums of the programs are added in a fixed order, so equal inputs give equal gradients.
+
+A row is cut into two powers of two (1152 is 1024 and 128): a tile of 2048 would leave 44 % of its lanes idle.
+
+Letters: B batch, T frames, S tokens of a frame, D width, A + C its two parts; G groups of a sample, R rows at a time.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LAYER_NORM_EPS = 1e-6
+
+FORWARD_ROWS, FORWARD_WARPS = 2, 1
+BACKWARD_WARPS = 2
+_PROGRAMS = 2112
+"""About as many in the backward pass: sixteen for each of Hopper's 132 multiprocessors."""
+
+
+@triton.jit
+def _load(at, rows_inside, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows (R, A) and (R, C) in float32; ``at`` (R,) points to where they begin."""
+    left, right = tl.arange(0, A), A + tl.arange(0, C)
+    a = tl.load(at[:, None] + left[None, :], mask=rows_inside[:, None], other=0.0)
+    c = tl.load(at[:, None] + right[None, :], mask=rows_inside[:, None] & (right < D)[None, :], other=0.0)
+    return a.to(tl.float32), c.to(tl.float32)
+
+
+@triton.jit
+def _store(at, a, c, rows_inside, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    left, right = tl.arange(0, A), A + tl.arange(0, C)
+    dtype = at.dtype.element_ty
+    tl.store(at[:, None] + left[None, :], a.to(dtype), mask=rows_inside[:, None])
+    tl.store(at[:, None] + right[None, :], c.to(dtype), mask=rows_inside[:, None] & (right < D)[None, :])
+
+
+@triton.jit
+def _load_vector(at, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    left, right = tl.arange(0, A), A + tl.arange(0, C)
+    return tl.load(at + left).to(tl.float32), tl.load(at + right, mask=right < D, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store_vector(at, a, c, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    left, right = tl.arange(0, A), A + tl.arange(0, C)
+    tl.store(at + left, a.to(at.dtype.element_ty))
+    tl.store(at + right, c.to(at.dtype.element_ty), mask=right < D)
+
+
+@triton.jit
+def _add_both(a, b, c, d):  # type: ignore[no-untyped-def]
+    return a + c, b + d
+
+
+@triton.jit
+def _forward(  # type: ignore[no-untyped-def]
+    x, h, gate, shift, scale, residual, out, statistics, group_rows, G,
+    gate_b, gate_g, shift_b, shift_g, scale_b, scale_g,
+    D: tl.constexpr, A: tl.constexpr, C: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+    HAS_H: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(1)
+    b, g = (group // G).to(tl.int64), group % G
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    inside = row < group_rows
+    offset = (group.to(tl.int64) * group_rows + row) * D
+    a, c = _load(x + offset, inside, D, A, C)
+    if HAS_H:
+        ha, hc = _load(h + offset, inside, D, A, C)
+        if HAS_GATE:
+            gate_a, gate_c = _load_vector(gate + b * gate_b + g * gate_g, D, A, C)
+            ha, hc = ha * gate_a[None, :], hc * gate_c[None, :]
+        a, c = a + ha, c + hc
+        _store(residual + offset, a, c, inside, D, A, C)
+        dtype = residual.dtype.element_ty
+        a, c = a.to(dtype).to(tl.float32), c.to(dtype).to(tl.float32)  # as the backward pass will read it
+    if HAS_NORM:
+        mean = (tl.sum(a, 1) + tl.sum(c, 1)) / D
+        a, c = a - mean[:, None], tl.where((A + tl.arange(0, C) < D)[None, :], c - mean[:, None], 0.0)
+        over_deviation = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(c * c, 1)) / D + EPS)
+        a, c = a * over_deviation[:, None], c * over_deviation[:, None]
+        to = statistics + (group.to(tl.int64) * group_rows + row) * 2
+        tl.store(to, mean, mask=inside)
+        tl.store(to + 1, over_deviation, mask=inside)
+        scale_a, scale_c = _load_vector(scale + b * scale_b + g * scale_g, D, A, C)
+        shift_a, shift_c = _load_vector(shift + b * shift_b + g * shift_g, D, A, C)
+        a = a * (1 + scale_a)[None, :] + shift_a[None, :]
+        c = c * (1 + scale_c)[None, :] + shift_c[None, :]
+        _store(out + offset, a, c, inside, D, A, C)
+
+
+@triton.jit
+def _backward(  # type: ignore[no-untyped-def]
+    residual_grad, out_grad, residual, statistics, h, gate, scale, x_grad, h_grad, sums, group_rows, G, chunk_rows,
+    gate_b, gate_g, scale_b, scale_g, sums_of_one,
+    D: tl.constexpr, A: tl.constexpr, C: tl.constexpr,
+    HAS_RESIDUAL_GRAD: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    group, chunk = tl.program_id(1), tl.program_id(0)
+    b, g = (group // G).to(tl.int64), group % G
+    first, end = chunk * chunk_rows, tl.minimum((chunk + 1) * chunk_rows, group_rows)
+    start = group.to(tl.int64) * group_rows
+    if HAS_NORM:
+        scale_a, scale_c = _load_vector(scale + b * scale_b + g * scale_g, D, A, C)
+        shift_sum_a, shift_sum_c = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
+        scale_sum_a, scale_sum_c = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
+    if HAS_GATE:
+        gate_a, gate_c = _load_vector(gate + b * gate_b + g * gate_g, D, A, C)
+        gate_sum_a, gate_sum_c = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
+    for row in range(first, end):
+        offset = (start + row) * D
+        if HAS_RESIDUAL_GRAD:
+            da, dc = _load_vector(residual_grad + offset, D, A, C)
+        else:
+            da, dc = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
+        if HAS_GATE:
+            ha, hc = _load_vector(h + offset, D, A, C)
+        if HAS_NORM:
+            ya, yc = _load_vector(out_grad + offset, D, A, C)
+            xa, xc = _load_vector(residual + offset, D, A, C)
+            mean = tl.load(statistics + (start + row) * 2)
+            over_deviation = tl.load(statistics + (start + row) * 2 + 1)
+            # beyond the width xc is not 0, but yc is
+            xa, xc = (xa - mean) * over_deviation, (xc - mean) * over_deviation
+            shift_sum_a += ya
+            shift_sum_c += yc
+            scale_sum_a += ya * xa
+            scale_sum_c += yc * xc
+            ya, yc = ya * (1 + scale_a), yc * (1 + scale_c)
+            # both sums in one exchange between the warps
+            sum_left, along_left = tl.reduce((ya, ya * xa), 0, _add_both)
+            sum_right, along_right = tl.reduce((yc, yc * xc), 0, _add_both)
+            mean, along = (sum_left + sum_right) / D, (along_left + along_right) / D
+            da += (ya - mean - xa * along) * over_deviation
+            dc += (yc - mean - xc * along) * over_deviation
+            _store_vector(x_grad + offset, da, dc, D, A, C)
+        if HAS_GATE:
+            gate_sum_a += da * ha
+            gate_sum_c += dc * hc
+            _store_vector(h_grad + offset, da * gate_a, dc * gate_c, D, A, C)
+    to = sums + (group.to(tl.int64) * tl.num_programs(0) + chunk) * D
+    if HAS_NORM:
+        _store_vector(to, shift_sum_a, shift_sum_c, D, A, C)
+        _store_vector(to + sums_of_one, scale_sum_a, scale_sum_c, D, A, C)
+        to += 2 * sums_of_one
+    if HAS_GATE:
+        _store_vector(to, gate_sum_a, gate_sum_c, D, A, C)
+
+
+def _parts(width: int) -> tuple[int, int]:
+    left = 1 << ((width - 1).bit_length() - 1)  # the largest power of two below the width
+    return left, triton.next_power_of_2(width - left)
+
+
+def _strides(values: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if values is None else (values.stride(0), values.stride(1))
+
+
+def _groups(modulation: Tensor, x: Tensor) -> tuple[int, int, int]:
+    """Returns groups of a sample, groups in all, and rows of a group."""
+    G = modulation.shape[1]
+    groups = x.shape[0] * G
+    return G, groups, x.numel() // x.shape[-1] // max(1, groups)
+
+
+def _run_forward(
+    x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    modulation = gate if shift is None else shift
+    assert modulation is not None
+    G, groups, rows = _groups(modulation, x)
+    residual = x.new_empty(0) if h is None else torch.empty_like(x)
+    out = x.new_empty(0) if shift is None else torch.empty_like(x)
+    statistics = x.new_empty(0 if shift is None else x.numel() // x.shape[-1] * 2, dtype=torch.float32)
+    left, right = _parts(x.shape[-1])
+    _forward[(triton.cdiv(rows, FORWARD_ROWS), groups)](
+        x, h, gate, shift, scale, residual, out, statistics, rows, G,
+        *_strides(gate), *_strides(shift), *_strides(scale),
+        D=x.shape[-1], A=left, C=right, R=FORWARD_ROWS, EPS=LAYER_NORM_EPS,
+        HAS_H=h is not None, HAS_GATE=gate is not None, HAS_NORM=shift is not None, num_warps=FORWARD_WARPS,
+    )  # fmt: skip
+    return residual, out, statistics
+
+
+def _run_backward(
+    residual_grad: Tensor | None, out_grad: Tensor | None, residual: Tensor | None, statistics: Tensor | None,
+    h: Tensor | None, gate: Tensor | None, scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Returns the gradients of x (empty without a norm), of h (empty without a gate), and sums (1 to 3, B, G, D)."""
+    like = residual_grad if out_grad is None else out_grad
+    modulation = gate if scale is None else scale
+    assert like is not None
+    assert modulation is not None
+    G, groups, rows = _groups(modulation, like)
+    D = like.shape[-1]
+    chunk_rows = triton.cdiv(rows, max(1, _PROGRAMS // groups))
+    chunks = triton.cdiv(rows, chunk_rows)
+    num_sums = (2 if scale is not None else 0) + (1 if gate is not None else 0)
+    sums = like.new_empty(num_sums, groups, chunks, D, dtype=torch.float32)
+    x_grad = like.new_empty(0) if scale is None else torch.empty_like(like)
+    h_grad = like.new_empty(0) if gate is None else torch.empty_like(like)
+    left, right = _parts(D)
+    _backward[(chunks, groups)](
+        residual_grad, out_grad, residual, statistics, h, gate, scale, x_grad, h_grad, sums, rows, G, chunk_rows,
+        *_strides(gate), *_strides(scale), groups * chunks * D,
+        D=D, A=left, C=right, HAS_RESIDUAL_GRAD=residual_grad is not None,
+        HAS_GATE=gate is not None, HAS_NORM=scale is not None, num_warps=BACKWARD_WARPS,
+    )  # fmt: skip
+    return x_grad, h_grad, sums.sum(2).view(num_sums, like.shape[0], G, D)
+
+
+@torch.library.custom_op("latentmill_modulation::modulated_residual", mutates_args=())
+def _modulated_residual(
+    x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _run_forward(x, h, gate, shift, scale)
+
+
+@_modulated_residual.register_fake
+def _(
+    x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(0) if h is None else torch.empty_like(x),
+        x.new_empty(0) if shift is None else torch.empty_like(x),
+        x.new_empty(0 if shift is None else x.numel() // x.shape[-1] * 2, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("latentmill_modulation::modulated_residual_backward", mutates_args=())
+def _modulated_residual_backward(
+    residual_grad: Tensor | None,
+    out_grad: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor | None,
+    h: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _run_backward(residual_grad, out_grad, residual, statistics, h, gate, scale)
+
+
+@_modulated_residual_backward.register_fake
+def _(
+    residual_grad: Tensor | None,
+    out_grad: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor | None,
+    h: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    like = residual_grad if out_grad is None else out_grad
+    modulation = gate if scale is None else scale
+    assert like is not None
+    assert modulation is not None
+    num_sums = (2 if scale is not None else 0) + (1 if gate is not None else 0)
+    return (
+        like.new_empty(0) if scale is None else torch.empty_like(like),
+        like.new_empty(0) if gate is None else torch.empty_like(like),
+        like.new_empty(num_sums, like.shape[0], modulation.shape[1], like.shape[-1], dtype=torch.float32),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, h, gate, shift, scale = inputs
+    ctx.set_materialize_grads(False)
+    ctx.has_h, ctx.has_norm = h is not None, shift is not None
+    read_by_norm = None if shift is None else x if h is None else output[0]
+    ctx.save_for_backward(
+        read_by_norm, output[2] if shift is not None else None, None if gate is None else h, gate, scale
+    )
+
+
+def _differentiate(
+    ctx: Any, residual_grad: Tensor | None, out_grad: Tensor | None, _statistics_grad: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    residual, statistics, h, gate, scale = ctx.saved_tensors
+    incoming = None if residual_grad is None or not ctx.has_h else residual_grad.contiguous()
+    if out_grad is None or not ctx.has_norm:
+        out_grad = scale = None
+    if incoming is None and out_grad is None:
+        return None, None, None, None, None
+    x_grad, h_grad, gate_grad, shift_grad, scale_grad = incoming, incoming, None, None, None
+    if gate is not None or out_grad is not None:
+        out_grad = None if out_grad is None else out_grad.contiguous()
+        of_x, of_h, sums = _modulated_residual_backward(incoming, out_grad, residual, statistics, h, gate, scale)
+        if out_grad is not None:
+            x_grad = h_grad = of_x
+            shift_grad, scale_grad = sums[:2].to(ctx.saved_tensors[4].dtype).unbind(0)
+        if gate is not None:
+            h_grad, gate_grad = of_h, sums[-1].to(gate.dtype)
+    return x_grad, h_grad if ctx.has_h else None, gate_grad, shift_grad, scale_grad
+
+
+_modulated_residual.register_autograd(_differentiate, setup_context=_keep)
+
+
+def modulated_residual(
+    x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Returns ``x + gate * h`` (empty without h) and the modulated norm of it (empty without shift and scale)."""
+    x, h = x.contiguous(), None if h is None else h.contiguous()
+    residual, out, _ = _modulated_residual(x, h, gate, shift, scale)
+    return residual, out

@@ -1,0 +1,271 @@
+"""The Triton kernels of attention along time: each sequence is read once and written once, where it lies.
+
+A program takes as many sequences as fill a tile of rows. Scores of the whole tile are one product; those between
+sequences are masked, which wastes arithmetic that the kernel has to spare, since moving queries, keys, values and
+outputs takes longer. Softmax needs no second pass, as a tile holds whole sequences, so the backward pass computes it
+again from queries and keys: nothing but the input is kept for it.
+
+Letters: B batch, T frames, S tokens of a frame, H heads, P head width, A + C its two parts; G sequences of a tile.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from train.ops.head_tiles import dot, fits_tiles, head_parts, load_rows, precision, store_rows
+
+TILE_ROWS = 64
+
+MOST_FRAMES = TILE_ROWS
+"""The longest sequences that a tile holds."""
+
+RMS_NORM_EPS = 1e-6
+
+
+@triton.jit
+def _turned(x, cosines, sines, at, inside, SIGN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Each pair of neighbouring columns of x (R, W), float32, turned by the angles at (R, W/2)."""
+    cos, sin = tl.load(cosines + at, mask=inside, other=1.0), SIGN * tl.load(sines + at, mask=inside, other=0.0)
+    even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
+    return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), x.shape)
+
+
+@triton.jit
+def _prepared(  # type: ignore[no-untyped-def]
+    a, c, weight, cosines, sines, frames, rows_inside,
+    P: tl.constexpr, A: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_ROPE: tl.constexpr,
+):  # fmt: skip
+    """Queries or keys normalised and turned, in their own type."""
+    dtype = a.dtype
+    a, c = a.to(tl.float32), c.to(tl.float32)
+    if HAS_NORM:
+        left, right = tl.arange(0, A), A + tl.arange(0, C)
+        rrms = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(c * c, 1)) / P + EPS)
+        a = a * rrms[:, None] * tl.load(weight + left).to(tl.float32)[None, :]
+        c = c * rrms[:, None] * tl.load(weight + right, mask=right < P, other=0.0).to(tl.float32)[None, :]
+    if HAS_ROPE:
+        pairs, more = tl.arange(0, A // 2), A // 2 + tl.arange(0, C // 2)
+        at = frames[:, None] * (P // 2)
+        a = _turned(a, cosines, sines, at + pairs[None, :], rows_inside[:, None], 1)
+        c = _turned(c, cosines, sines, at + more[None, :], rows_inside[:, None] & (more < P // 2)[None, :], 1)
+    return a.to(dtype), c.to(dtype)
+
+
+@triton.jit
+def _unprepared(  # type: ignore[no-untyped-def]
+    da, dc, source, weight, weight_grad, cosines, sines, frames, rows_inside,
+    P: tl.constexpr, A: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_ROPE: tl.constexpr,
+):  # fmt: skip
+    """The gradient of queries or keys before :func:`_prepared`, from that after it; stores the weight's.
+
+    They are loaded again from ``source``, in cache by now: kept in registers they would not fit.
+    """
+    if HAS_ROPE:
+        pairs, more = tl.arange(0, A // 2), A // 2 + tl.arange(0, C // 2)
+        at = frames[:, None] * (P // 2)
+        da = _turned(da, cosines, sines, at + pairs[None, :], rows_inside[:, None], -1)
+        dc = _turned(dc, cosines, sines, at + more[None, :], rows_inside[:, None] & (more < P // 2)[None, :], -1)
+    if HAS_NORM:
+        left, right = tl.arange(0, A), A + tl.arange(0, C)
+        a_hat, c_hat = load_rows(source, rows_inside, P, A, C)
+        a_hat, c_hat = a_hat.to(tl.float32), c_hat.to(tl.float32)
+        rrms = tl.rsqrt((tl.sum(a_hat * a_hat, 1) + tl.sum(c_hat * c_hat, 1)) / P + EPS)
+        a_hat, c_hat = a_hat * rrms[:, None], c_hat * rrms[:, None]
+        tl.store(weight_grad + left, tl.sum(da * a_hat, 0))
+        tl.store(weight_grad + right, tl.sum(dc * c_hat, 0), mask=right < P)
+        da *= tl.load(weight + left).to(tl.float32)[None, :]
+        dc *= tl.load(weight + right, mask=right < P, other=0.0).to(tl.float32)[None, :]
+        mean = (tl.sum(da * a_hat, 1) + tl.sum(dc * c_hat, 1)) / P
+        da = (da - a_hat * mean[:, None]) * rrms[:, None]
+        dc = (dc - c_hat * mean[:, None]) * rrms[:, None]
+    return da, dc
+
+
+@triton.jit
+def _place(  # type: ignore[no-untyped-def]
+    num_sequences, S, T: tl.constexpr, H: tl.constexpr, P: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr
+):
+    """For each row of the tile: its sequence in the tile, frame, token, offset of its head, and whether it exists."""
+    rows = tl.arange(0, ROWS)
+    group, frame = rows % G, rows // G
+    sequence = tl.program_id(0).to(tl.int64) * G + group
+    inside = (frame < T) & (sequence < num_sequences)
+    head, place = sequence % H, sequence // H
+    token = ((place // S) * T + frame) * S + place % S
+    return group, frame, token, head * P, inside
+
+
+@triton.jit
+def _softmax(  # type: ignore[no-untyped-def]
+    qa, qc, ka, kc, group, frame, scale, T: tl.constexpr, PRECISION: tl.constexpr
+):
+    scores = dot(qa, tl.trans(ka), PRECISION) + dot(qc, tl.trans(kc), PRECISION)
+    same = (group[:, None] == group[None, :]) & (frame < T)[None, :]
+    scores = tl.where(same, scores * (scale * 1.4426950408889634), float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    return weights / tl.sum(weights, 1)[:, None]
+
+
+@triton.jit
+def _forward(  # type: ignore[no-untyped-def]
+    qkv, q_norm, k_norm, cosines, sines, out, num_sequences, S, scale,
+    T: tl.constexpr, H: tl.constexpr, P: tl.constexpr, A: tl.constexpr, C: tl.constexpr, G: tl.constexpr,
+    ROWS: tl.constexpr, EPS: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, HAS_ROPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    group, frame, token, head, inside = _place(num_sequences, S, T, H, P, G, ROWS)
+    at = qkv + token * (3 * H * P) + head
+    qa, qc = load_rows(at, inside, P, A, C)
+    ka, kc = load_rows(at + H * P, inside, P, A, C)
+    va, vc = load_rows(at + 2 * H * P, inside, P, A, C)
+    if Q_NORM or HAS_ROPE:
+        qa, qc = _prepared(qa, qc, q_norm, cosines, sines, frame, inside, P, A, C, EPS, Q_NORM, HAS_ROPE)
+    if K_NORM or HAS_ROPE:
+        ka, kc = _prepared(ka, kc, k_norm, cosines, sines, frame, inside, P, A, C, EPS, K_NORM, HAS_ROPE)
+    weights = _softmax(qa, qc, ka, kc, group, frame, scale, T, PRECISION).to(va.dtype)
+    store_rows(out + token * (H * P) + head, dot(weights, va, PRECISION), dot(weights, vc, PRECISION), inside, P, A, C)
+
+
+@triton.jit
+def _backward(  # type: ignore[no-untyped-def]
+    grad, qkv, q_norm, k_norm, cosines, sines, qkv_grad, norm_grads, num_sequences, S, scale,
+    T: tl.constexpr, H: tl.constexpr, P: tl.constexpr, A: tl.constexpr, C: tl.constexpr, G: tl.constexpr,
+    ROWS: tl.constexpr, EPS: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, HAS_ROPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    group, frame, token, head, inside = _place(num_sequences, S, T, H, P, G, ROWS)
+    at = qkv + token * (3 * H * P) + head
+    to = qkv_grad + token * (3 * H * P) + head
+    qa, qc = load_rows(at, inside, P, A, C)
+    ka, kc = load_rows(at + H * P, inside, P, A, C)
+    va, vc = load_rows(at + 2 * H * P, inside, P, A, C)
+    oa, oc = load_rows(grad + token * (H * P) + head, inside, P, A, C)
+    if Q_NORM or HAS_ROPE:
+        qa, qc = _prepared(qa, qc, q_norm, cosines, sines, frame, inside, P, A, C, EPS, Q_NORM, HAS_ROPE)
+    if K_NORM or HAS_ROPE:
+        ka, kc = _prepared(ka, kc, k_norm, cosines, sines, frame, inside, P, A, C, EPS, K_NORM, HAS_ROPE)
+    weights = _softmax(qa, qc, ka, kc, group, frame, scale, T, PRECISION)
+    by_key = tl.trans(weights.to(va.dtype))
+    store_rows(to + 2 * H * P, dot(by_key, oa, PRECISION), dot(by_key, oc, PRECISION), inside, P, A, C)
+    weights_grad = dot(oa, tl.trans(va), PRECISION) + dot(oc, tl.trans(vc), PRECISION)
+    # float32 sums over the row take the place of sum(grad * out), so that the output is not read
+    scores_grad = weights * (weights_grad - tl.sum(weights * weights_grad, 1)[:, None]) * scale
+    scores_grad = scores_grad.to(va.dtype)
+    da, dc = dot(scores_grad, ka, PRECISION), dot(scores_grad, kc, PRECISION)
+    program = tl.program_id(0).to(tl.int64)
+    if Q_NORM or HAS_ROPE:
+        da, dc = _unprepared(
+            da, dc, at, q_norm, norm_grads + program * (2 * P), cosines, sines, frame, inside,
+            P, A, C, EPS, Q_NORM, HAS_ROPE,
+        )  # fmt: skip
+    store_rows(to, da, dc, inside, P, A, C)
+    by_key = tl.trans(scores_grad)
+    da, dc = dot(by_key, qa, PRECISION), dot(by_key, qc, PRECISION)
+    if K_NORM or HAS_ROPE:
+        da, dc = _unprepared(
+            da, dc, at + H * P, k_norm, norm_grads + program * (2 * P) + P, cosines, sines, frame, inside,
+            P, A, C, EPS, K_NORM, HAS_ROPE,
+        )  # fmt: skip
+    store_rows(to + H * P, da, dc, inside, P, A, C)
+
+
+def takes(frames: int, head_width: int) -> bool:
+    """Whether the kernels can compute sequences of that length and width."""
+    return frames <= MOST_FRAMES and fits_tiles(head_width)
+
+
+def _grid(qkv: Tensor) -> tuple[int, int]:
+    """Returns the sequences of a tile, and the tiles."""
+    B, T, S, _, H, _ = qkv.shape
+    group = TILE_ROWS // T
+    return group, triton.cdiv(B * S * H, group)
+
+
+def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], qkv: Tensor, has: tuple[bool, bool, bool]) -> None:
+    B, T, S, _, H, P = qkv.shape
+    left, right = head_parts(P)
+    group, tiles = _grid(qkv)
+    kernel[(tiles,)](
+        *tensors, B * S * H, S, 1 / math.sqrt(P),
+        T=T, H=H, P=P, A=left, C=right, G=group, ROWS=TILE_ROWS,
+        EPS=RMS_NORM_EPS, Q_NORM=has[0], K_NORM=has[1], HAS_ROPE=has[2],
+        PRECISION=precision(qkv.dtype), num_warps=8 if T > 32 else 4,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("latentmill_attention::time_attention", mutates_args=())
+def _time_attention(
+    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, cosines: Tensor | None, sines: Tensor | None
+) -> Tensor:
+    B, T, S, _, H, P = qkv.shape
+    out = qkv.new_empty(B, T, S, H, P)
+    has = (q_norm is not None, k_norm is not None, cosines is not None)
+    _launch(_forward, (qkv, q_norm, k_norm, cosines, sines, out), qkv, has)
+    return out
+
+
+@_time_attention.register_fake
+def _(
+    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, cosines: Tensor | None, sines: Tensor | None
+) -> Tensor:
+    B, T, S, _, H, P = qkv.shape
+    return qkv.new_empty(B, T, S, H, P)
+
+
+@torch.library.custom_op("latentmill_attention::time_attention_backward", mutates_args=())
+def _time_attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    cosines: Tensor | None,
+    sines: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    has = (q_norm is not None, k_norm is not None, cosines is not None)
+    qkv_grad = torch.empty_like(qkv)
+    programs = _grid(qkv)[1] if has[0] or has[1] else 0
+    norm_grads = qkv.new_empty(programs, 2, qkv.shape[-1], dtype=torch.float32)
+    _launch(_backward, (grad, qkv, q_norm, k_norm, cosines, sines, qkv_grad, norm_grads), qkv, has)
+    return qkv_grad, norm_grads.sum(0)
+
+
+@_time_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    cosines: Tensor | None,
+    sines: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv), qkv.new_empty(2, qkv.shape[-1], dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, q_norm, k_norm, cosines, sines = ctx.saved_tensors
+    qkv_grad, norms = _time_attention_backward(grad.contiguous(), qkv, q_norm, k_norm, cosines, sines)
+    q_norm_grad = None if q_norm is None else norms[0].to(q_norm.dtype)
+    k_norm_grad = None if k_norm is None else norms[1].to(k_norm.dtype)
+    return qkv_grad, q_norm_grad, k_norm_grad, None, None
+
+
+_time_attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+def time_attention(
+    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, rope: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Returns what :func:`train.ops.time_attention.time_attention` does, for what :func:`takes` allows."""
+    cosines, sines = (None, None) if rope is None else (rope[0].contiguous(), rope[1].contiguous())
+    out: Tensor = _time_attention(qkv.contiguous(), q_norm, k_norm, cosines, sines)
+    return out
