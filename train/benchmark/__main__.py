@@ -5,7 +5,11 @@ import sys
 
 from shared.errors import InputError, run_entry_point
 
-_BENCHMARKS = {"loader": "train.benchmark.loader"}
+_BENCHMARKS = {
+    "loader": "train.benchmark.loader",
+    "images": "train.benchmark.images",
+    "stdit": "train.benchmark.stdit",
+}
 
 
 def main() -> int:

@@ -1,0 +1,86 @@
+"""The step benchmarks on a tiny model: rows run, variants compute the same, every millisecond has a part."""
+
+import dataclasses
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.errors import InputError
+from train.benchmark import images, stdit, step_command
+from train.benchmark.step_settings import STDIT
+from train.benchmark.steps import Bench, Timing, measure
+from train.benchmark.variants import FUSED, PLAIN, running_as
+from train.model import build_model, model_config
+from train.parallel.ranks import Ranks
+
+TINY = {"depth": 2, "hidden_size": 32, "num_heads": 2, "caption_channels": 16, "model_max_length": 130}
+QUICK = Timing(warmup=0, steps=1)
+
+
+def _tiny(name: str, **changes: object) -> object:
+    setting = next(each for each in STDIT if each.name == name)
+    return dataclasses.replace(setting, size=32, batch=2, **changes)
+
+
+@pytest.mark.parametrize("name", ["stdit-xl/2 16x256", "dit-xl/2 16x256", "stdit3-xl/2 16x256"])
+def test_every_variant_of_a_row_is_measured_with_its_parts(name: str, ranks: Ranks, tmp_path: Path) -> None:
+    rows = measure(_tiny(name, variants=(PLAIN, FUSED)), ranks, QUICK, overrides=TINY, trace=tmp_path)
+    assert [row.variant for row in rows] == ["plain", "ours"]
+    for row in rows:
+        assert row.samples_per_second * row.step_ms / 1000 == pytest.approx(2)
+        assert row.tokens_per_second == pytest.approx(row.samples_per_second * 16 * 2 * 2)
+        assert {"captions", "mlp", "optimiser", "rest", "data wait"} < set(row.parts_ms)
+        assert sum(ms for part, ms in row.parts_ms.items() if part != "all") == pytest.approx(row.parts_ms["all"])
+        assert row.parts_ms["mlp"] > 0
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_fewer_blocks_are_scaled_to_all(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "seconds", lambda bench, _: 1 + 0.5 * bench.config.depth)
+    monkeypatch.setattr(Bench, "parts", lambda _: {})
+    setting = _tiny("stdit-xl/2 16x256", variants=(FUSED,), blocks=4)
+    (row,) = measure(setting, ranks, QUICK, overrides={**TINY, "depth": 12}, trace=None)
+    assert row.scaled_from_blocks == 4
+    assert row.step_ms == pytest.approx(1000 * (1 + 0.5 * 12))
+
+
+def test_class_labels_take_the_place_of_captions(ranks: Ranks) -> None:
+    setting = dataclasses.replace(images.IMAGES[0], size=32, batch=2)
+    bench = Bench(setting, ranks, {"depth": 1, "hidden_size": 32, "num_heads": 2}, None)
+    bench.step()
+    assert bench.flop() > 0
+    bench.close()
+
+
+def test_the_plain_variant_computes_what_the_model_does() -> None:
+    torch.manual_seed(0)
+    model = build_model(model_config("stdit-ti/2", **TINY))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    inputs = torch.randn(2, 4, 3, 4, 6), torch.tensor([3.0, 500.0]), torch.randn(2, 1, 130, 16)
+    results = []
+    for variant in (PLAIN, FUSED):
+        with running_as(model, variant):
+            results.append(model(*inputs))
+    assert results[0].abs().mean() > 0.1
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_the_command_writes_json_and_a_table(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_command, "join_ranks", lambda: nullcontext(ranks))
+    monkeypatch.setattr(stdit, "STDIT", (_tiny("stdit-xl/2 16x256", variants=(PLAIN, FUSED)),))
+    settings = [f"{name}={value}" for name, value in TINY.items()]
+    output = tmp_path / "rows.json"
+    arguments = ["--output", str(output), "--warmup", "0", "--steps", "1", "--variants", "ours", "--set", *settings]
+    assert stdit.main(arguments) == 0
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["variant"] == "ours"
+    assert output.with_suffix(".md").read_text().count("\n") == 3
+
+
+def test_an_unknown_row_is_an_error() -> None:
+    with pytest.raises(InputError, match="expected part of"):
+        stdit.main(["--only", "17x17"])

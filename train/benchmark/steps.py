@@ -1,0 +1,292 @@
+"""The trainer's own step, timed: DeepSpeed's engine, float32 masters, clipping, moving average; batches from memory.
+
+All variants of a setting run on one engine, so that what differs is the variant.
+"""
+
+import dataclasses
+import gc
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.benchmark.parts import PartTimes
+from train.benchmark.step_settings import Setting
+from train.benchmark.variants import Variant, running_as
+from train.config import TrainConfig
+from train.data import Batch
+from train.diffusion.objective import create_objective
+from train.ema import Ema
+from train.model import build_model, model_config
+from train.model.config import ModelConfig
+from train.model.flops import training_flop
+from train.parallel.ranks import Ranks
+from train.parallel.zero import build_engine
+from train.peak import find_peak, synchronize
+from train.step import TrainingStep
+
+CAPTION_TOKENS = 120
+"""Valid tokens of every caption; STDiT3 sees them padded to as many as it takes."""
+_SPATIAL_STRIDE = 8
+_NUM_CLASSES = 1000
+_BATCHES = 4
+_PART_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """How long to measure."""
+
+    warmup: int = 3
+    """Steps before the clock starts."""
+    steps: int = 8
+    """Steps that are timed; their mean counts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRow:
+    """What one variant of a setting came to."""
+
+    setting: str
+    variant: str
+    batch: int
+    checkpointing: str
+    step_ms: float
+    samples_per_second: float
+    tokens_per_second: float
+    tflops: float
+    mfu: float
+    peak_memory_gib: float | None
+    """None on a CPU."""
+    parts_ms: dict[str, float]
+    """From two steps of their own, with events around each part."""
+    scaled_from_blocks: int | None = None
+    """Set where fewer blocks ran, and time was scaled to all."""
+    published: str = ""
+    error: str = ""
+    """Why it did not run, such as too little memory."""
+
+
+class Bench:
+    """One setting on one engine.
+
+    Args:
+        setting: What is trained.
+        ranks: Of the benchmark.
+        overrides: Settings of the model, so that tests can take a tiny one.
+        blocks: Of the model, if not all of them.
+    """
+
+    def __init__(self, setting: Setting, ranks: Ranks, overrides: dict[str, Any], blocks: int | None) -> None:
+        self.setting, self._ranks = setting, ranks
+        if setting.labels:
+            overrides = {"num_classes": _NUM_CLASSES, **overrides}
+        self.whole = model_config(setting.model, **overrides)
+        self.config = self.whole if blocks is None else dataclasses.replace(self.whole, depth=blocks)
+        run = TrainConfig.of(cache="memory", output=Path("unused"), model=setting.model, batch_size=setting.batch)
+        torch.manual_seed(run.seed)
+        with ranks.device:  # initial weights of this size take a CPU most of a minute
+            self.model = build_model(self.config, activation_checkpointing=setting.checkpointing)
+        self._engine, masters = build_engine(self.model, run, ranks.device, ranks.world_size)
+        objective = create_objective(None, model=setting.model, spatial_stride=_SPATIAL_STRIDE)
+        self._step = TrainingStep(self._engine, self.model, objective)
+        assert run.optimiser.ema_decay is not None
+        self._ema = Ema(masters, run.optimiser.ema_decay)
+        self._lr = run.optimiser.lr
+        self._batches = [self._random_batch(seed) for seed in range(_BATCHES)]
+        self._taken = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a sample."""
+        frames, rows, columns = self.whole.grid(self._latent_size)
+        return frames * rows * columns
+
+    @property
+    def _latent_size(self) -> tuple[int, int, int]:
+        pixels = self.setting.size // _SPATIAL_STRIDE
+        return self.setting.frames, pixels, pixels
+
+    def flop(self) -> float:
+        """Returns the model's operations of a step, all blocks, recomputation not counted."""
+        frames, rows, columns = self.whole.grid(self._latent_size)
+        of_one = training_flop(
+            self.whole,
+            num_frames=frames,
+            frame_tokens=rows * columns,
+            caption_tokens=0 if self.setting.labels else min(CAPTION_TOKENS, self.whole.model_max_length),
+        )
+        return of_one * self.setting.batch
+
+    def _random_batch(self, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        B, config, on_gpu = self.setting.batch, self.whole, self._ranks.device.type == "cuda"
+        latents = torch.randn(B, config.in_channels, *self._latent_size, generator=generator).bfloat16()
+        captions, mask = self._random_captions(config, generator)
+        size = torch.full((B,), float(self.setting.size))
+        batch = Batch(
+            latents=latents,
+            u=torch.rand(B, generator=generator, dtype=torch.float64),
+            noise_keys=torch.arange(B) + seed * B,
+            captions=captions,
+            mask=mask,  # type: ignore[arg-type]  # labels have none
+            drop_caption=torch.rand(B, generator=generator) < 0.1,
+            fps=torch.full((B,), 24.0),
+            height=size,
+            width=size,
+            identity=torch.zeros(B, 2, dtype=torch.int64),
+        )
+        if not on_gpu:
+            return batch
+        pinned: dict[str, Any] = {
+            field.name: value.pin_memory()
+            for field in dataclasses.fields(batch)
+            if isinstance(value := getattr(batch, field.name), Tensor)
+        }
+        return dataclasses.replace(batch, **pinned)
+
+    def _random_captions(self, config: ModelConfig, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        B = self.setting.batch
+        if self.setting.labels:
+            return torch.randint(_NUM_CLASSES, (B,), generator=generator), None
+        length = config.model_max_length
+        captions = torch.randn(B, 1, length, config.caption_channels, generator=generator).bfloat16()
+        mask = (torch.arange(length) < CAPTION_TOKENS).to(torch.int64).expand(B, -1).clone()
+        return captions * mask[:, None, :, None], mask
+
+    def step(self, parts: PartTimes | None = None) -> None:
+        """Takes one step."""
+        parts = parts or PartTimes(torch.device("cpu"))
+        with parts.span("data wait"):
+            batch = self._batches[self._taken % _BATCHES].to(self._ranks.device)
+        result = self._step.take(batch, self._lr)
+        with parts.span("optimiser"):
+            if result.applied:
+                self._ema.update(self._taken)
+        self._taken += 1
+
+    def parts(self) -> dict[str, float]:
+        """Returns milliseconds of a step by part, measured in steps of their own."""
+        parts = PartTimes(self._ranks.device)
+        take_step = self._engine.step
+
+        def timed_step(*args: Any, **kwargs: Any) -> Any:
+            with parts.span("optimiser"):
+                return take_step(*args, **kwargs)
+
+        self._engine.step = timed_step
+        try:
+            with parts.of_modules(self.model), parts.span("all"):
+                for _ in range(_PART_STEPS):
+                    self.step(parts)
+            found = {name: ms / _PART_STEPS for name, ms in parts.milliseconds().items()}
+        finally:
+            del self._engine.step
+        found["rest"] = 2 * found["all"] - sum(found.values())
+        return found
+
+    def seconds(self, timing: Timing) -> float:
+        """Returns the mean seconds of a step after the warm-up. As in the trainer, none is waited for."""
+        for _ in range(timing.warmup):
+            self.step()
+        synchronize(self._ranks.device)
+        start = time.perf_counter()
+        for _ in range(timing.steps):
+            self.step()
+        synchronize(self._ranks.device)
+        return (time.perf_counter() - start) / timing.steps
+
+    def close(self) -> None:
+        """Frees the engine's memory."""
+        self._engine.destroy()
+        self.model = nn.Module()  # type: ignore[assignment]
+        del self._engine, self._step, self._ema, self._batches
+        gc.collect()
+        if self._ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def measure(
+    setting: Setting, ranks: Ranks, timing: Timing, *, overrides: dict[str, Any], trace: Path | None
+) -> list[StepRow]:
+    """Returns a row for each variant of a setting.
+
+    Args:
+        setting: What is trained.
+        ranks: Of the benchmark.
+        timing: How long to measure.
+        overrides: Settings of the model.
+        trace: A folder for a trace of a step of each variant, for chrome://tracing; None keeps none.
+    """
+    depths: Sequence[int | None] = (None,) if setting.blocks is None else (setting.blocks // 2, setting.blocks)
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in setting.variants}
+    rows = []
+    for depth in depths:
+        bench = Bench(setting, ranks, overrides, depth)
+        for variant in setting.variants:
+            last = depth == depths[-1]
+            try:
+                row = _measure_variant(bench, variant, timing, seconds[variant.name], ranks, trace if last else None)
+            except torch.OutOfMemoryError:
+                row = _failed(bench, variant, "out of memory")
+            if last:
+                rows.append(row)
+        bench.close()
+    return rows
+
+
+def _measure_variant(
+    bench: Bench, variant: Variant, timing: Timing, seconds: list[float], ranks: Ranks, trace: Path | None
+) -> StepRow:
+    setting, on_gpu = bench.setting, ranks.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with running_as(bench.model, variant), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
+        seconds.append(bench.seconds(timing))
+        memory = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+        parts = bench.parts()
+        if trace is not None:
+            _keep_trace(bench, trace / f"{setting.name} {variant.name}.json".replace("/", "-").replace(" ", "_"))
+    whole = seconds[-1]
+    if setting.blocks is not None and len(seconds) > 1:
+        of_a_block = (seconds[1] - seconds[0]) / (setting.blocks - setting.blocks // 2)
+        whole += of_a_block * (bench.whole.depth - setting.blocks)
+    tflops = bench.flop() / whole / 1e12
+    return StepRow(
+        setting=setting.name,
+        variant=variant.name,
+        batch=setting.batch,
+        checkpointing=setting.checkpointing,
+        step_ms=whole * 1000,
+        samples_per_second=setting.batch / whole,
+        tokens_per_second=setting.batch * bench.tokens / whole,
+        tflops=tflops,
+        mfu=tflops / find_peak(ranks.device, torch.bfloat16, None if on_gpu else 1.0).tflops,
+        peak_memory_gib=memory,
+        parts_ms=parts,
+        scaled_from_blocks=setting.blocks,
+        published=setting.published,
+    )
+
+
+def _failed(bench: Bench, variant: Variant, error: str) -> StepRow:
+    nan, setting = float("nan"), bench.setting
+    return StepRow(
+        setting=setting.name, variant=variant.name, batch=setting.batch, checkpointing=setting.checkpointing,
+        step_ms=nan, samples_per_second=nan, tokens_per_second=nan, tflops=nan, mfu=nan, peak_memory_gib=None,
+        parts_ms={}, published=setting.published, error=error,
+    )  # fmt: skip
+
+
+def _keep_trace(bench: Bench, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.profiler.profile() as profile:
+        bench.step()
+    profile.export_chrome_trace(str(path))
