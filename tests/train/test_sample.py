@@ -72,8 +72,10 @@ def test_the_same_seed_gives_the_same_bytes_and_formats_are_chosen(run, tmp_path
     assert not set(first.values()) & {path.read_bytes() for path in (tmp_path / "c").iterdir()}
     with Image.open(tmp_path / "a" / f"{together}.png") as grid:
         assert grid.size == (64, 96)
-        with Image.open(tmp_path / "a" / f"{stems[1]}.png") as second:
-            assert np.array_equal(np.asarray(grid)[32:64], np.asarray(second))
+        rows = np.asarray(grid).reshape(3, 32, 64, 3)
+    for row, stem in zip(rows, stems, strict=True):
+        with Image.open(tmp_path / "a" / f"{stem}.png") as image:
+            assert np.array_equal(row, np.asarray(image))
 
 
 def test_an_image_is_one_png_and_decoding_goes_in_slices(run, tmp_path):
@@ -93,8 +95,8 @@ def test_an_image_is_one_png_and_decoding_goes_in_slices(run, tmp_path):
     ("changes", "message"),
     [
         ({"prompt": ()}, "no --prompt: give one or more, or a file"),
-        ({"run": None}, "whose weights\\? give --run RUN, or --checkpoint FILE, --model NAME and --cache CACHE"),
-        ({"model": "stdit-xl/2"}, "--model and --cache are for published weights"),
+        ({"run": None}, "whose weights\\? give --run RUN, or --checkpoint FILE_OR_FOLDER and --cache CACHE"),
+        ({"model": "stdit-xl/2"}, "model=stdit-xl/2 is for published weights: a run knows its own"),
         ({"condition_frames": 3}, "condition_frames=3 does nothing without --condition"),
         ({"decode_frames": 0}, "decode_frames=0: expected at least 1"),
         ({"fps": 0.0}, "fps=0.0: expected more than 0"),

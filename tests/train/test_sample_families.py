@@ -13,6 +13,8 @@ from tests.train.fake_encoders import use_fake_encoders
 from tests.train.small_models import small_model
 from train.diffusion.objective import create_objective
 from train.diffusion.samplers import create_sampler
+from train.model import create_model
+from train.model.published import write_published
 from train.sample import sample_videos
 from train.sampling.config import SampleConfig
 from train.sampling.files import file_stem
@@ -112,3 +114,37 @@ def test_stdit3_is_told_rate_and_size_and_which_frames_are_given():
     sampled(model, head=Head(latents=latents))
     assert len(masks) == 2
     assert all(mask.tolist() == [[False, True, True]] * 2 for mask in masks)
+
+
+def test_published_weights_are_sampled_with_the_encoders_of_a_cache(small_cache, tmp_path):
+    common = {"hidden_size": 32, "depth": 1, "num_heads": 2, "caption_channels": 16, "model_max_length": 10}
+    settings = tuple(f"{name}={common[name]}" for name in ("hidden_size", "depth", "num_heads"))
+    torch.manual_seed(0)
+    v1, v3 = create_model("stdit-xl/2", **common), create_model("stdit3-xl/2", **common)
+    write_published(tmp_path / "v1.pth", v1.config, v1.state_dict())
+    write_published(tmp_path / "v3", v3.config, v3.state_dict())
+    config = SampleConfig(
+        checkpoint=tmp_path / "v1.pth",
+        cache=small_cache.url,
+        model="stdit-xl/2",
+        model_settings=(*settings, "space_scale=0.5"),
+        prompt=("x",),
+        output=tmp_path / "out-v1",
+        steps=2,
+        formats=("png",),
+    )
+    sample_videos(config)
+    assert pixels(config.output).shape == (32, 64, 3)
+    folder = dataclasses.replace(
+        config, checkpoint=tmp_path / "v3", model=None, model_settings=(), output=tmp_path / "out-v3", sampler="euler"
+    )
+    sample_videos(folder)
+    assert pixels(folder.output).shape == (32, 64, 3)
+    for changes, message in [
+        ({"model": None}, "v1.pth: a file does not say whose weights it holds: give --model, e.g. stdit-xl/2"),
+        ({"model": "dit-xl/2"}, "v1.pth: weights of another model than this DiT: not in the model: "),
+        ({"checkpoint": tmp_path / "v2.pth"}, "v2.pth: no such file or folder"),
+        ({"model_settings": (*settings, "in_channels=8")}, "it is for latents of 4 channels, the model for 8"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            sample_videos(dataclasses.replace(config, **changes))

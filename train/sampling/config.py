@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from shared.errors import InputError
+from train.diffusion.objective import ObjectiveName
 from train.diffusion.samplers import SamplerName
 from train.sampling.files import Format
 
@@ -22,11 +23,16 @@ class SampleConfig:
     run: Path | None = None
     """A training run's folder: its model, and the encoders of its cache."""
     checkpoint: Path | None = None
-    """With --run, one of its checkpoints; the newest by default. With --model and --cache, published weights."""
-    model: str | None = None
-    """Of published weights: a preset, e.g. stdit-xl/2 or stdit3-xl/2."""
+    """With --run, one of its checkpoints; the newest by default. With --cache, published weights: a file, a folder with
+    model.safetensors and config.json, or either at Hugging Face (OWNER/NAME, OWNER/NAME/FILE)."""
     cache: str | None = None
     """Of published weights: a cache whose encoders belong to them."""
+    model: str | None = None
+    """Of published weights without a config.json: a preset, e.g. stdit-xl/2."""
+    model_settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")] = ()
+    """Of published weights: settings that differ from the preset, e.g. ``space_scale=0.5``. Values are JSON."""
+    objective: ObjectiveName | None = None
+    """Of published weights: what they were trained for; rectified flow of stdit3, IDDPM of others by default."""
     weights: Weights = "ema"
     """Of a run: the moving average of its weights, or the weights themselves."""
 
@@ -82,9 +88,11 @@ class SampleConfig:
         if self.condition_frames is not None and self.condition is None:
             raise InputError(f"condition_frames={self.condition_frames} does nothing without --condition")
         if self.run is None:
-            if self.checkpoint is None or self.model is None or self.cache is None:
-                raise InputError("whose weights? give --run RUN, or --checkpoint FILE, --model NAME and --cache CACHE")
+            if self.checkpoint is None or self.cache is None:
+                raise InputError("whose weights? give --run RUN, or --checkpoint FILE_OR_FOLDER and --cache CACHE")
             if self.weights != "ema":
                 raise InputError(f"weights={self.weights} is for a run: --checkpoint names the file itself")
-        elif self.model is not None or self.cache is not None:
-            raise InputError("--model and --cache are for published weights: a run knows its own: leave them out")
+            return
+        for name in ("model", "cache", "model_settings", "objective"):
+            if getattr(self, name):
+                raise InputError(f"{name}={getattr(self, name)} is for published weights: a run knows its own")

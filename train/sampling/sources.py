@@ -2,19 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
+from shared.cache.dataset import Cache
 from shared.errors import InputError
 from shared.spec import Bucket, VaeGeometry
 from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
-from train.config import DEFAULTS
+from train.config import DEFAULTS, ArchitectureOptions
 from train.diffusion.objective import Objective, create_objective
-from train.model import create_model
+from train.model import build_model, create_model, model_config
+from train.model.config import config_from_values
+from train.model.published import load_state, stdit3_config
 from train.model.transformer import DiffusionTransformer
+from train.model.weight_files import read_weights
 from train.run_folder import read_run
-from train.sample_index import LATENT
+from train.sample_index import LATENT, SampleIndex
 from train.sampling.config import SampleConfig
 
 
@@ -54,18 +59,17 @@ def open_source(config: SampleConfig) -> Source:
     Raises:
         InputError: if there is none, or what belongs to it is missing.
     """
-    return _of_run(config)
+    return _published(config) if config.run is None else _of_run(config, config.run)
 
 
-def _of_run(config: SampleConfig) -> Source:
-    assert config.run is not None
-    run = read_run(config.run)
+def _of_run(config: SampleConfig, folder: Path) -> Source:
+    run = read_run(folder)
     options = DEFAULTS | run.config
     checkpoint = config.checkpoint
     if checkpoint is None:
-        complete = list_checkpoints(config.run)
+        complete = list_checkpoints(folder)
         if not complete:
-            raise InputError(f"{config.run}: the run has no checkpoint yet: train it further")
+            raise InputError(f"{folder}: the run has no checkpoint yet: train it further")
         checkpoint = complete[-1]
     file = checkpoint / (EMA_FILE if config.weights == "ema" else WEIGHTS_FILE)
     if not file.is_file():
@@ -95,4 +99,38 @@ def _of_run(config: SampleConfig) -> Source:
         null_caption=options["caption_dropout"] > 0,
         provenance=run.provenance,
         buckets={Bucket.parse(name): (held["samples"], float(held["fps"])) for name, held in run.buckets.items()},
+    )
+
+
+def _published(config: SampleConfig) -> Source:
+    assert config.checkpoint is not None
+    assert config.cache is not None
+    index = SampleIndex.open(Cache.open(config.cache))
+    file = read_weights(config.checkpoint)
+    decided = {
+        "in_channels": index.geometry.latent_channels,
+        "caption_channels": index.caption_channels,
+        "model_max_length": index.max_tokens,
+    }
+    options = ArchitectureOptions(model=config.model or "", model_settings=config.model_settings)
+    if config.model is not None:
+        architecture, name = model_config(config.model, **(decided | options.overrides)), config.model
+    elif file.config is None:
+        raise InputError(f"{file.source}: a file does not say whose weights it holds: give --model, e.g. stdit-xl/2")
+    else:
+        architecture, name = config_from_values(decided | options.overrides, stdit3_config(file)), "stdit3"
+
+    def load() -> DiffusionTransformer:
+        model = build_model(architecture)
+        print(load_state(model, file).line(), flush=True)
+        return model.eval()
+
+    return Source(
+        name=name,
+        load=load,
+        objective=create_objective(config.objective, model=name, spatial_stride=index.geometry.spatial_stride),
+        bfloat16=True,
+        null_caption=architecture.class_dropout_prob > 0,
+        provenance=index.provenance,
+        buckets={bucket: (rows.num_samples, index.fps(bucket)) for bucket, rows in index.buckets.items()},
     )
