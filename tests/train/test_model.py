@@ -77,6 +77,27 @@ def test_the_forward_pass_draws_no_random_number(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_sampling_first_leaves_nothing_that_training_cannot_use(kind):
+    model, values = small_model(kind), inputs(kind, size=(11, 4, 6))  # a size that no other test has
+    with torch.inference_mode():
+        model(**values)
+    model(**values).square().mean().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patches_are_those_of_the_convolution_and_tokens_lie_one_after_the_other(kind):
+    model, values = small_model(kind, patch_size=(1, 2, 3)), inputs(kind, size=(2, 4, 6))
+    projection, seen = model.x_embedder.proj, []
+    expected = torch.nn.Conv3d.forward(projection, values["x"]).flatten(3).permute(0, 2, 3, 1)
+    torch.testing.assert_close(model.x_embedder(values["x"]), expected, atol=1e-5, rtol=1e-5)
+    for block in model.transformer_blocks():
+        block.register_forward_pre_hook(lambda _, arguments: seen.extend(t for t in arguments[0] if t is not None))
+    model(**values)
+    assert all(tensor.is_contiguous() for tensor in seen if tensor.ndim == 4)
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_way_of_checkpointing_gives_the_same_gradients_and_keeps_less(kind):
     results, kept_bytes = {}, {}
     for mode in ("none", "selective", "full"):

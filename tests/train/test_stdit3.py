@@ -46,6 +46,8 @@ def test_each_sample_has_its_own_frame_mask():
 def test_a_frame_mask_of_another_length_is_refused():
     with pytest.raises(InputError, match="x_mask of 3 frames for latents of 2: give one value a frame"):
         small_model(KIND)(**inputs(KIND), x_mask=torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(InputError, match="x_mask: patches of 2 frames cannot be given in part"):
+        small_model(KIND, patch_size=(2, 2, 2))(**inputs(KIND), x_mask=torch.ones(2, 2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("name", ["fps", "height", "width"])

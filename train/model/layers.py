@@ -57,13 +57,24 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class PatchProjection(nn.Conv3d):
+    """A convolution whose stride is its kernel, as one product: its tokens lie one after the other in memory."""
+
+    def forward(self, x: Float[Tensor, "B C T*pt H*ph W*pw"]) -> Float[Tensor, "B T S D"]:
+        B, C, frames, rows, columns = x.shape
+        pt, ph, pw = self.kernel_size
+        patches = x.view(B, C, frames // pt, pt, rows // ph, ph, columns // pw, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        values = patches.reshape(-1, C * pt * ph * pw)
+        return F.linear(values, self.weight.flatten(1), self.bias).view(B, frames // pt, -1, self.out_channels)
+
+
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel: one token a patch. Latents are padded with zeros to whole patches."""
+    """One token a patch. Latents are padded with zeros to whole patches."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
-        self.proj = nn.Conv3d(
+        self.proj = PatchProjection(
             config.in_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
         )
 
@@ -71,7 +82,7 @@ class PatchEmbedding(nn.Module):
         missing = [-n % p for n, p in zip(x.shape[2:], self.patch_size, strict=True)]
         if any(missing):
             x = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
-        return self.proj(x).flatten(3).permute(0, 2, 3, 1)
+        return self.proj(x.contiguous())
 
 
 def unpatchify(

@@ -22,6 +22,7 @@ def sincos(width: int, positions: Float[Tensor, " N"]) -> Float[Tensor, "N width
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be needed for gradients later
 def spatial_positions(
     width: int, rows: int, columns: int, scale: float, device: torch.device
 ) -> Float[Tensor, "1 S width"]:
@@ -46,6 +47,7 @@ def spatial_positions(
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be needed for gradients later
 def temporal_positions(width: int, num_frames: int, scale: float, device: torch.device) -> Float[Tensor, "1 T width"]:
     """Returns the positions of ``num_frames`` frames, divided by ``scale`` (``time_scale``), in float32."""
     return sincos(width, torch.arange(num_frames) / scale)[None].to(device, torch.float32)
@@ -83,6 +85,7 @@ def rotary_frequencies(width: int) -> Float[Tensor, " width/2"]:
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be needed for gradients later
 def rotary_angles(
     width: int, num_frames: int, device: torch.device
 ) -> tuple[Float[Tensor, "T width/2"], Float[Tensor, "T width/2"]]:

@@ -101,8 +101,8 @@ class STDiT3(DiffusionTransformer):
             drop_caption: True where the null caption replaces ``y``; the mask stays.
 
         Raises:
-            InputError: if the captions are too long, fps, height or width are missing, or x_mask has another number of
-                frames.
+            InputError: if the captions are too long, fps, height or width are missing, x_mask has another number of
+                frames, or a patch has several.
         """
         if fps is None or height is None or width is None:
             raise InputError("STDiT3 is conditioned on fps, height and width: give all three, one value a sample")
@@ -128,7 +128,9 @@ class STDiT3(DiffusionTransformer):
         t = self.t_embedder(timestep, self.dtype) + rate
         if x_mask is None:
             return t[:, None], self.t_block(t[:, None])
-        if x_mask.shape != (x_mask.shape[0], frames):
+        if self.config.patch_size[0] != 1:
+            raise InputError(f"x_mask: patches of {self.config.patch_size[0]} frames cannot be given in part")
+        if x_mask.shape[1] != frames:
             raise InputError(f"x_mask of {x_mask.shape[-1]} frames for latents of {frames}: give one value a frame")
         t_given = self.t_embedder(torch.zeros_like(timestep), self.dtype) + rate
         generated = x_mask.bool()[:, :, None]
