@@ -58,16 +58,26 @@ def read_run(folder: Path) -> RunDescription:
         raise InputError(f"{file}: not the description of a run ({error})") from None
 
 
+def require_same_run(folder: Path, description: RunDescription) -> None:
+    """Checks that a folder holds no other run, and nothing else.
+
+    Raises:
+        InputError: if it does, naming both values.
+    """
+    if (folder / RUN_FILE).exists():
+        _require_same(folder, read_run(folder), description)
+    require_own_folder(folder)
+
+
 def open_run(folder: Path, description: RunDescription) -> None:
     """Writes the description into a new run's folder, or checks that the run there is the same.
 
     Raises:
         InputError: if the folder holds another run, naming both values, or something else.
     """
+    require_same_run(folder, description)
     if (folder / RUN_FILE).exists():
-        _require_same(folder, read_run(folder), description)
         return
-    require_own_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / RUN_FILE, (json.dumps(asdict(description), indent=2) + "\n").encode())
 

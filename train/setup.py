@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from shared.errors import InputError
-from shared.spec import Bucket
 from train.boards import require_boards
 from train.config import TrainConfig
 from train.diffusion.objective import Objective, create_objective
+from train.lora import require_peft
 from train.model import model_config
 from train.model.attention import require_backend
 from train.model.config import ModelConfig
@@ -16,7 +16,7 @@ from train.open_index import open_index
 from train.parallel.ranks import Ranks
 from train.parallel.sequence import require_size
 from train.plan import BatchPlan, batch_sizes_by_tokens, rank_slots, select_buckets
-from train.run_folder import RunDescription, jsonable, open_run
+from train.run_folder import RunDescription, jsonable, open_run, require_same_run
 from train.sample_index import IndexedSamples
 
 _SET_ELSEWHERE = {
@@ -42,7 +42,7 @@ class CheckedRun:
 
 
 def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
-    """Returns the run after every check that needs no training; the first rank makes its folder, or compares it.
+    """Returns the run after every check that needs no model; the first rank compares it with what its folder holds.
 
     Raises:
         InputError: for whatever does not fit.
@@ -55,8 +55,17 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
         encoders_on=ranks.device,
     )
     if ranks.is_first:
-        open_run(config.output, _describe(config, run.index, run.model_config, list(run.plan.buckets)))
+        require_same_run(config.output, _describe(run))
     return run
+
+
+def begin_run(run: CheckedRun) -> None:
+    """Makes the folder of a new run, when nothing is left that could be wrong.
+
+    Raises:
+        InputError: if something else is there.
+    """
+    open_run(run.config.output, _describe(run))
 
 
 def plan_run(
@@ -85,6 +94,8 @@ def plan_run(
     if config.parallel.offload != "none" and device_type == "cpu":
         raise InputError(f"offload={config.parallel.offload} does nothing without a GPU: leave it out")
     require_boards(config.log)
+    if config.finetuning.lora_rank is not None:
+        require_peft()
     if config.data.batch_tokens is None:
         rank_slots(config.data.batch_size, data_rank, num_data_ranks)
     else:
@@ -155,13 +166,12 @@ def require_same_index(index: IndexedSamples, ranks: Ranks) -> None:
         raise InputError(f"{index.url}: the ranks found different samples there: wait until no job adds to the cache")
 
 
-def _describe(
-    config: TrainConfig, index: IndexedSamples, architecture: ModelConfig, buckets: list[Bucket]
-) -> RunDescription:
+def _describe(run: CheckedRun) -> RunDescription:
+    index = run.index
     return RunDescription(
-        config=config.to_json(),
-        model_config=jsonable(architecture),
+        config=run.config.to_json(),
+        model_config=jsonable(run.model_config),
         provenance=index.provenance,
-        buckets={str(b): {"samples": index.buckets[b].num_samples, "fps": index.fps(b)} for b in buckets},
+        buckets={str(b): {"samples": index.buckets[b].num_samples, "fps": index.fps(b)} for b in run.plan.buckets},
         samples_sha256=index.digest,
     )

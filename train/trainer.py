@@ -7,12 +7,14 @@ import torch
 
 from train.batches import open_batches
 from train.boards import open_boards
-from train.building import build_model
+from train.building import begin_with, build_model
 from train.checkpoint import Checkpointer
+from train.checkpoint_files import list_checkpoints
 from train.config import TrainConfig
 from train.ema import Ema
 from train.judging import Judge
 from train.metrics import MetricsLog, Totals
+from train.model.transformer import DiffusionTransformer
 from train.not_finite import NotFiniteGuard
 from train.open_index import prepare_source
 from train.parallel.ranks import Ranks
@@ -21,7 +23,7 @@ from train.peak import Peak, find_peak
 from train.planning.dry_run import largest_buckets, plan_bucket, require_memory
 from train.sample_sources import sources_of
 from train.schedules import learning_rate
-from train.setup import CheckedRun, check_run, require_same_index
+from train.setup import CheckedRun, begin_run, check_run, require_same_index
 from train.step import TrainingStep
 from train.stop import STOPPED, StopRequest
 
@@ -39,6 +41,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     require_same_index(run.index, ranks)
     ranks.agree(lambda: _require_memory(run, ranks))
     trainer = Trainer(run, ranks)
+    ranks.agree(lambda: begin_run(run) if ranks.is_first else None)
     first_step = trainer.checkpointer.restore_newest()
     peak = find_peak(ranks.device, run.dtype, config.log.peak_tflops)
     log = None
@@ -76,7 +79,7 @@ class Trainer:
         self._run, self._ranks = run, ranks
         config = run.config
         torch.manual_seed(config.seed)
-        model = build_model(run.model_config, config.parallel)
+        model = ranks.agree(self._begin_model)
         model.layout_for = ranks.sequence.layout_for
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
         engine, masters = build_engine(model, config, ranks.device, ranks.world_size)
@@ -96,6 +99,16 @@ class Trainer:
             keep=config.checkpoints.keep_checkpoints,
             keep_every=config.checkpoints.keep_every,
         )
+
+    def _begin_model(self) -> DiffusionTransformer:
+        """Returns the model on the CPU, with the weights that a new run begins with."""
+        run, config = self._run, self._run.config
+        model = build_model(run.model_config, config)
+        if config.finetuning.init_from is not None and not list_checkpoints(config.output):
+            report = begin_with(model, config.finetuning, run.index.provenance)
+            if self._ranks.is_first:
+                print(report.line(), flush=True)
+        return model
 
     def describe(self, peak: Peak, first_step: int) -> str:
         """Returns the log's first line."""

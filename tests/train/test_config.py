@@ -71,9 +71,11 @@ class _OneRank:
 
 @pytest.mark.parametrize("name", get_args(Preset))
 def test_a_preset_fits_together_and_names_a_model(name):
-    config = TrainConfig.of(cache="c", output=Path("o"), **preset_values(name))
+    begin = ("--init-from", "weights.pth") if name == "finetune-24gb" else ()
+    values = preset_values(name) | ({"init_from": "weights.pth"} if begin else {})
+    config = TrainConfig.of(cache="c", output=Path("o"), **values)
     model_config(config.architecture.model, **config.architecture.overrides)
-    assert parse_command_line(("--preset", name, *PLACES)).changed(preset=None) == config
+    assert parse_command_line(("--preset", name, *PLACES, *begin)).changed(preset=None) == config
 
 
 def test_a_preset_repeats_the_published_stage():

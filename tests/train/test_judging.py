@@ -54,7 +54,7 @@ def test_an_evaluation_is_the_same_each_time_and_is_of_the_average_unless_it_is_
         train(config, ranks)
         run = check_run(config, ranks)
         samples = FixedSamples.open(config, 3, held_out=True)
-        model = build_model(run.model_config, config.parallel)
+        model = build_model(run.model_config, config)
         model.load_state_dict(load_file(list_checkpoints(config.output)[-1] / file))
         values = Evaluation(samples, run.objective, ranks, num_levels=2).losses(model.eval(), model)
         (line,) = evaluations(config.output)

@@ -1,13 +1,14 @@
 """What a run will take, before it runs."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from shared.errors import InputError
-from train.config import OptimiserOptions, ParallelOptions
+from train.config import OptimiserOptions, ParallelOptions, TrainConfig
 from train.diffusion.objective import create_objective
 from train.model import model_config
 from train.planning.activations import meta_batch, meta_model, working_bytes
@@ -35,7 +36,9 @@ def test_what_a_computation_holds_at_once_is_counted_to_the_byte():
 
 def working(batch_size: int, checkpointing: str, **options) -> int:
     config = model_config("stdit-s/2", depth=4)
-    model = meta_model(config, ParallelOptions(activation_checkpointing=checkpointing, **options))
+    model = meta_model(
+        config, TrainConfig.of(cache="c", output=Path("o"), activation_checkpointing=checkpointing, **options)
+    )
     objective = create_objective("iddpm", model="stdit-s/2", spatial_stride=8)
     batch = meta_batch(batch_size, (4, 8, 32, 32), (120, 4096), torch.bfloat16)
     return working_bytes(model, objective, batch, gradient_shards=1)

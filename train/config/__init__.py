@@ -10,6 +10,7 @@ from train.config.checkpoints import CheckpointOptions
 from train.config.data import DataOptions
 from train.config.diffusion import DiffusionOptions
 from train.config.evaluation import EvaluationOptions
+from train.config.finetuning import FinetuningOptions
 from train.config.log import LogOptions
 from train.config.optimiser import OptimiserOptions
 from train.config.parallel import ParallelOptions, Precision
@@ -23,6 +24,7 @@ __all__ = [
     "DataOptions",
     "DiffusionOptions",
     "EvaluationOptions",
+    "FinetuningOptions",
     "LogOptions",
     "OptimiserOptions",
     "ParallelOptions",

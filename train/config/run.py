@@ -15,6 +15,7 @@ from train.config.checkpoints import CheckpointOptions
 from train.config.data import DataOptions
 from train.config.diffusion import DiffusionOptions
 from train.config.evaluation import EvaluationOptions
+from train.config.finetuning import FinetuningOptions
 from train.config.log import LogOptions
 from train.config.online import OnlineOptions
 from train.config.optimiser import OptimiserOptions
@@ -50,6 +51,7 @@ class TrainConfig:
     """Show the traceback of an error."""
 
     architecture: ArchitectureOptions = field(default_factory=ArchitectureOptions)
+    finetuning: FinetuningOptions = field(default_factory=FinetuningOptions)
     data: DataOptions = field(default_factory=DataOptions)
     encoding: OnlineOptions = field(default_factory=OnlineOptions)
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from train.building import build_model
-from train.config import ParallelOptions
+from train.config import TrainConfig
 from train.data import Batch
 from train.diffusion.objective import Objective
 from train.loss import batch_loss
@@ -12,11 +12,11 @@ from train.model.config import ModelConfig
 from train.planning.allocations import Allocations
 
 
-def meta_model(config: ModelConfig, options: ParallelOptions) -> nn.Module:
+def meta_model(config: ModelConfig, options: TrainConfig) -> nn.Module:
     """Returns a run's model without content, in its precision, in training mode."""
     with torch.device("meta"):
         model = build_model(config, options)
-    return model.to(torch.bfloat16) if options.precision == "bfloat16" else model
+    return model.to(torch.bfloat16) if options.parallel.precision == "bfloat16" else model
 
 
 def meta_batch(

@@ -47,7 +47,7 @@ def plan_bucket(run: CheckedRun, bucket: Bucket, world_size: int) -> BucketPlan:
     micro_batch = batch_size // (world_size // degree) // config.optimiser.gradient_accumulation
     size = index.latent_size(bucket)
     frames, rows, columns = architecture.grid(size)
-    model = meta_model(architecture, config.parallel)
+    model = meta_model(architecture, config)
     batch = meta_batch(
         micro_batch,
         (architecture.in_channels, *size),
@@ -110,7 +110,7 @@ def describe(run: CheckedRun, world_size: int) -> str:
     """Returns what a run would do and take, for people."""
     config = run.config
     with torch.device("meta"):
-        model = build_model(run.model_config, config.parallel)
+        model = build_model(run.model_config, config)
     num_parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     parallel = config.parallel

@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from shared.cache.dataset import Cache
 from shared.errors import InputError
 from shared.spec import Bucket, VaeGeometry
-from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
 from train.config import DEFAULTS, ArchitectureOptions
 from train.diffusion.objective import Objective, create_objective
-from train.model import build_model, create_model, model_config
+from train.model import build_model, model_config
 from train.model.config import config_from_values
 from train.model.published import load_state, stdit3_config
 from train.model.transformer import DiffusionTransformer
 from train.model.weight_files import read_weights
 from train.run_folder import read_run
+from train.run_weights import load_run_model, weights_file
 from train.sample_index import LATENT, SampleIndex
 from train.sampling.config import SampleConfig
 
@@ -65,28 +63,10 @@ def open_source(config: SampleConfig) -> Source:
 def _of_run(config: SampleConfig, folder: Path) -> Source:
     run = read_run(folder)
     options = DEFAULTS | run.config
-    checkpoint = config.checkpoint
-    if checkpoint is None:
-        complete = list_checkpoints(folder)
-        if not complete:
-            raise InputError(f"{folder}: the run has no checkpoint yet: train it further")
-        checkpoint = complete[-1]
-    file = checkpoint / (EMA_FILE if config.weights == "ema" else WEIGHTS_FILE)
-    if not file.is_file():
-        hint = ", or --weights plain" if config.weights == "ema" else ""
-        raise InputError(f"{file}: no such file: expected a checkpoint of this run{hint}")
-
-    def load() -> DiffusionTransformer:
-        model = create_model(options["model"], **run.model_config)
-        try:
-            model.load_state_dict(load_file(file))
-        except RuntimeError as error:
-            raise InputError(f"{file}: weights of another model ({' '.join(str(error).split())})") from None
-        return model.eval()
-
+    file = weights_file(folder, config.checkpoint, config.weights)
     return Source(
         name=options["model"],
-        load=load,
+        load=lambda: load_run_model(run, file),
         objective=create_objective(
             options["objective"],
             model=options["model"],

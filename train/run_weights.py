@@ -1,0 +1,78 @@
+"""The weights of a run, as the plain model has them: of a checkpoint, averaged or not, additions merged."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from shared.errors import InputError
+from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
+from train.config import DEFAULTS, FinetuningOptions
+from train.config.files import value_from_json
+from train.lora import has_lora, merged_state, scale_of
+from train.model import create_model
+from train.model.transformer import DiffusionTransformer
+from train.run_folder import RunDescription
+
+Which = Literal["ema", "plain"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunWeights:
+    """What a checkpoint holds."""
+
+    file: Path
+    state: dict[str, Tensor]
+    """As it is trained, float32."""
+    finetuning: FinetuningOptions
+
+    def plain(self) -> dict[str, Tensor]:
+        """Returns the weights of the model without additions."""
+        return merged_state(self.state, scale_of(self.finetuning)) if has_lora(self.state) else self.state
+
+
+def weights_file(run: Path, checkpoint: Path | None, which: Which) -> Path:
+    """Returns the file of a run's weights.
+
+    Args:
+        run: The run's folder.
+        checkpoint: None: the newest.
+        which: The average or the weights themselves.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if checkpoint is None:
+        complete = list_checkpoints(run)
+        if not complete:
+            raise InputError(f"{run}: the run has no checkpoint yet: train it further")
+        checkpoint = complete[-1]
+    file = checkpoint / (EMA_FILE if which == "ema" else WEIGHTS_FILE)
+    if not file.is_file():
+        hint = ", or --weights plain" if which == "ema" else ""
+        raise InputError(f"{file}: no such file: expected a checkpoint of this run{hint}")
+    return file
+
+
+def read_run_weights(description: RunDescription, file: Path) -> RunWeights:
+    """Returns the weights of a checkpoint's file."""
+    names = FinetuningOptions.__dataclass_fields__
+    options: dict[str, Any] = DEFAULTS | description.config
+    finetuning = FinetuningOptions(**{name: value_from_json(name, options[name]) for name in names})
+    return RunWeights(file=file, state=load_file(file), finetuning=finetuning)
+
+
+def load_run_model(description: RunDescription, file: Path) -> DiffusionTransformer:
+    """Returns a run's model with the weights of a checkpoint's file, float32, in evaluation mode.
+
+    Raises:
+        InputError: if they are another model's.
+    """
+    model = create_model((DEFAULTS | description.config)["model"], **description.model_config)
+    try:
+        model.load_state_dict(read_run_weights(description, file).plain())
+    except RuntimeError as error:
+        raise InputError(f"{file}: weights of another model ({' '.join(str(error).split())})") from None
+    return model.eval()
