@@ -6,6 +6,7 @@ import sys
 from shared.errors import InputError, run_entry_point
 
 _BENCHMARKS = {
+    "codec_loss": "train.benchmark.codec_loss",
     "loader": "train.benchmark.loader",
     "images": "train.benchmark.images",
     "stdit": "train.benchmark.stdit",
