@@ -1,8 +1,11 @@
-"""When the encoders of a worker were at work: by events of the GPU, or by the clock on a CPU."""
+"""When the encoders of a worker were at work: by events of the GPU, or by the clock on a CPU.
+
+What is measured is also the worker's pulse: whatever begins or ends is a step.
+"""
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -22,6 +25,8 @@ class BusyClock:
         self._on_gpu = device.type == "cuda"
         self._lock = threading.Lock()
         self._done: list[Interval] = []
+        self._num_steps = 0
+        self._under_way: Counter[Kind] = Counter()
         self._open: deque[tuple[Kind, torch.cuda.Event, torch.cuda.Event]] = deque()
         if self._on_gpu:
             torch.cuda.synchronize(device)
@@ -34,8 +39,29 @@ class BusyClock:
         """Returns what is to be entered around the launch of an encoder's kernels."""
         return lambda: self._kernels(kind)
 
+    def pulse(self) -> tuple[int, bool]:
+        """Returns how many steps were made so far, and whether all that is under way is waiting for frames."""
+        with self._lock:
+            return self._num_steps, set(+self._under_way) == {"wait"}
+
+    @contextmanager
+    def _step(self, kind: Kind) -> Iterator[None]:
+        with self._lock:
+            self._num_steps += 1
+            self._under_way[kind] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_steps += 1
+                self._under_way[kind] -= 1
+
     @contextmanager
     def _kernels(self, kind: Kind) -> Iterator[None]:
+        with self._step(kind):
+            yield from self._launch(kind)
+
+    def _launch(self, kind: Kind) -> Iterator[None]:
         if not self._on_gpu:
             with self.measure(kind):
                 yield
@@ -54,7 +80,8 @@ class BusyClock:
         """Measures a block by the clock."""
         start = time.time()
         try:
-            yield
+            with self._step(kind):
+                yield
         finally:
             with self._lock:
                 self._done.append(Interval(kind=kind, start=start, end=time.time()))

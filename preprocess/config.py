@@ -11,6 +11,7 @@ from preprocess.report import Limit
 from shared.bucket_presets import parse_buckets
 from shared.cache.layout import LATENT_STREAM, Container, check_text_stream
 from shared.clips.decode import Decoder
+from shared.clips.reasons import check_retried
 from shared.codec import Codec, stored_shape
 from shared.encoders.captions import Cleaning
 from shared.encoders.location import DEMO_PREFIX
@@ -128,6 +129,11 @@ class PreprocessConfig:
     """Decoded frames that wait for each worker, at most."""
     decode_timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
     """A clip that takes longer to decode is refused."""
+    worker_timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 900.0
+    """A worker that does not answer, or makes no step of encoding, for so long is ended; others get its shards."""
+    resource_timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 600.0
+    """How long to wait for GPUs and CPUs that the cluster does not have free. With an autoscaler: longer than a node
+    takes to come."""
 
     dry_run: bool = False
     """Say what would be encoded, in how many bytes and GPU hours, and stop."""
@@ -146,7 +152,7 @@ class PreprocessConfig:
         for name in _POSITIVE:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-        for name in ("fps", "gpus_per_worker", "decode_timeout"):
+        for name in ("fps", "gpus_per_worker", "decode_timeout", "worker_timeout", "resource_timeout"):
             if (value := getattr(self, name)) is not None and not (0 < value < math.inf):
                 raise InputError(f"--{name.replace('_', '-')} {value}: expected a positive number")
         if self.gpus_per_worker > 1:
@@ -155,6 +161,7 @@ class PreprocessConfig:
             raise InputError(f"--text-gpus {self.text_gpus}: expected at least 0")
         if self.fps is not None and self.frame_interval != 1:
             raise InputError("--fps with --frame-interval: both choose the frames: drop one of the two")
+        check_retried(self.retry_refused)
         Limit.parse(self.max_refused)
         if self.partition is not None:
             Partition.parse(self.partition)

@@ -26,11 +26,12 @@ class TaskDiedError(Exception):
     Args:
         at_fault: Whether its clip may have caused that; not so where a node was lost or memory ran out.
         detail: What happened.
+        timed_out: Whether its clip took too long.
     """
 
-    def __init__(self, at_fault: bool, detail: str) -> None:
+    def __init__(self, at_fault: bool, detail: str, *, timed_out: bool = False) -> None:
         super().__init__(detail)
-        self.at_fault, self.detail = at_fault, detail
+        self.at_fault, self.detail, self.timed_out = at_fault, detail, timed_out
 
 
 class Pending(Protocol):

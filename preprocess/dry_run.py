@@ -95,14 +95,10 @@ def dry_run(work: Work, config: PreprocessConfig, provenance: Provenance) -> str
         hours = None if rate is None else gpu_seconds(pixels, rate) / 3600 + text_hours(num_texts)
         size = totals.num_samples * latent_bytes(config, bucket, provenance) + num_texts * a_text
         rows.append(_Row(str(bucket), totals.num_clips, totals.num_samples, totals.num_shards, size, hours))
+    texts, shared = work.texts, work.shared_texts
     for name, tasks, num_texts, num_samples in (
-        ("shared texts", work.shared_texts, sum(len(task.captions) for task in work.shared_texts), 0),
-        (
-            "new texts",
-            work.texts,
-            0 if work.share_text else sum(len(sample.captions) for task in work.texts for sample in task.samples),
-            sum(len(task.samples) for task in work.texts),
-        ),
+        ("shared texts", shared, shared.num_members, 0),
+        ("new texts", texts, 0 if work.share_text else texts.num_captions, texts.num_members),
     ):
         if tasks:
             rows.append(

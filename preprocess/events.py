@@ -95,6 +95,8 @@ class LeftPending:
     key: str
     num_members: int
     cause: str
+    example: str
+    """One of them, and what was found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +121,33 @@ class WorkerStarted:
     worker: str
     node: str
     load_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstSample:
+    """A worker has encoded its first sample, or text."""
+
+    worker: str
+    node: str
+    place_seconds: float
+    """From asking for it to its process: longer where it waited for a GPU."""
+    load_seconds: float
+    """From its process to its encoders, weights hashed, output looked at."""
+    encode_seconds: float
+    """From then to the first sample: clips decoded, kernels compiled."""
+
+    @property
+    def seconds(self) -> float:
+        """From asking for the worker to its first sample."""
+        return self.place_seconds + self.load_seconds + self.encode_seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeExcluded:
+    """A node gets no more work, while others get on."""
+
+    node: str
+    cause: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +189,18 @@ class Ended:
 Consequence = Retried | Halved | Convicted | LeftPending | Stopped
 """Of a shard's loss, as ``preprocess.schedule`` decides it."""
 Event = (
-    Started | Planned | Committed | Refused | Consequence | Draining | WorkerStarted | WorkerLost | Heartbeat | Ended
+    Started
+    | Planned
+    | Committed
+    | Refused
+    | Consequence
+    | Draining
+    | WorkerStarted
+    | FirstSample
+    | WorkerLost
+    | NodeExcluded
+    | Heartbeat
+    | Ended
 )
 
 

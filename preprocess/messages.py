@@ -13,6 +13,29 @@ Role = Literal["both", "text", "vae"]
 """What a worker encodes."""
 
 
+Activity = Literal["idle", "loading", "encoding", "waiting"]
+"""What a worker is about; waiting: for decoded frames, and for nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """A worker has a process on a node."""
+
+    node_id: str
+    """Ray's: several nodes may share an address."""
+    node: str
+    """Its address."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """That a worker lives, and whether it gets on."""
+
+    activity: Activity
+    num_steps: int
+    """Of its work so far; a worker that encodes and makes none is stuck."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
     """What goes through a VAE at once."""
@@ -51,7 +74,5 @@ class Loaded:
 
     provenance: Provenance
     """Of the streams that it encodes."""
-    node: str
-    """Its address."""
     seconds: float
     """Of loading."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from shared.clips.reasons import check_retried
 from shared.errors import InputError, run_entry_point
 from shared.media.manifest import parse_mapping
 
@@ -36,6 +37,8 @@ class ProbeConfig:
     """Probe clips again that could not be used for these reasons."""
     timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
     """A file that takes longer is refused."""
+    resource_timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 600.0
+    """How long to wait for CPUs that the cluster does not have free."""
     address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Ray cluster to join."""
     debug: bool = False
@@ -43,8 +46,10 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         parse_mapping(self.columns)
-        if not self.timeout > 0:
-            raise InputError(f"--timeout {self.timeout}: expected a positive number")
+        check_retried(self.retry_refused)
+        for name in ("timeout", "resource_timeout"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a positive number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,11 +4,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from statistics import median
 from typing import TYPE_CHECKING
 
 from shared.errors import InputError
+from shared.redaction import without_credentials
 
 if TYPE_CHECKING:  # The options import this file, and --help answers at once.
+    from preprocess.events import FirstSample, NodeExcluded
     from preprocess.tally import Tally
     from preprocess.timeline import WorkerSeconds
     from shared.cache.ledger import Refusal
@@ -83,6 +86,10 @@ class JobReport:
     num_probed: int = 0
     """Clips that this run probed."""
     num_lost_workers: int = 0
+    excluded: Sequence["NodeExcluded"] = ()
+    """Nodes that were kept from work."""
+    first_samples: Sequence["FirstSample"] = ()
+    """Of each worker that encoded something: how long it took to get there."""
     max_refused: Limit = field(default_factory=lambda: Limit(part=Fraction(1)))
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By phase, as ``Progress.seconds``: probing, planning, texts, encoding."""
@@ -152,6 +159,13 @@ class JobReport:
             lines += ["", "refused, one of each:"]
         for reason, refusal in sorted(self.tally.examples.items()):
             lines += [f"  {reason}: {_shown(refusal)}", f"    {remedy(refusal)}"]
+        if self.tally.pending_examples:
+            lines += ["", "pending, one of each, for the same command to go on with:"]
+        for reason, example in sorted(self.tally.pending_examples.items()):
+            lines += [f"  {_cut(reason)}: {_cut(without_credentials(example))}"]
+        if self.excluded:
+            lines += ["", "nodes kept from work:"]
+        lines += [f"  {_cut(f'{node.node}: {node.cause}')}" for node in self.excluded]
         return "\n".join(lines)
 
     def _rows(self) -> Iterator[tuple[str, str]]:
@@ -171,9 +185,13 @@ class JobReport:
         yield from ((f"  {reason}", f"{count:,}") for reason, count in tally.refused.most_common())
         yield "shards handed out again", _count(tally.num_retries)
         yield "workers lost", _count(self.num_lost_workers)
+        yield "nodes kept from work", _count(len(self.excluded))
         yield "bytes written", f"{tally.num_bytes:,}"
         for phase, seconds in self.seconds.items():
             yield f"seconds {phase}", f"{seconds:,.1f}"
+        if firsts := [first.seconds for first in self.first_samples]:
+            yield "seconds to a worker's first sample", f"{median(firsts):,.1f}"
+            yield "  at most", f"{max(firsts):,.1f}"
         yield "probes/s", _rate(self.num_probed, self.seconds.get("probing"))
         yield "samples/s", "-" if self.samples_per_second is None else f"{self.samples_per_second:,.2f}"
         yield "  of a worker's encoders", "" if self.encoder_rate is None else f"{self.encoder_rate:,.2f}"
@@ -195,9 +213,11 @@ def remedy(refusal: "Refusal") -> str:
 
 
 def _shown(refusal: "Refusal") -> str:
-    from shared.redaction import without_credentials
+    return _cut(f"{without_credentials(refusal.source)}: {without_credentials(refusal.detail)}")
 
-    line = " ".join(f"{without_credentials(refusal.source)}: {without_credentials(refusal.detail)}".split())
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
     return line if len(line) <= _MOST_SHOWN else f"{line[: _MOST_SHOWN - 3]}..."
 
 

@@ -135,6 +135,10 @@ class Schedule:
         """Returns whether a running task must be alone on its worker, so that only it can be what kills it."""
         return self._running[key].is_on_trial
 
+    def origin(self, key: str) -> str:
+        """Returns the planned shard that a running task is, or is a part of."""
+        return self._running[key].origin
+
     @property
     def is_over(self) -> bool:
         """Whether nothing runs and nothing will be handed out, or the deadline of :meth:`drain` has passed."""
@@ -258,6 +262,15 @@ class Schedule:
         heappush(self._waiting, (self._clock() + delay, self._num_waited, entry))
         return [Retried(key=key, cause=cause, delay_seconds=delay)]
 
+    def forgive(self, origins: Collection[str]) -> None:
+        """Takes back the deaths of shards that wait, by the shards that were planned: their node was to blame."""
+        self._failed_in_a_row.difference_update(origins)
+        forgiven = [entry for _, entry in self._suspects if entry.origin in origins]
+        self._suspects = deque(waiting for waiting in self._suspects if waiting[1].origin not in origins)
+        for entry in forgiven:
+            entry.num_killed = entry.num_deaths = 0
+            self._hand_out_soon(entry)
+
     def drain(self, seconds: float) -> None:
         """Hands out nothing more; what runs may finish for so many seconds. The earliest deadline counts."""
         deadline = self._clock() + seconds
@@ -344,7 +357,8 @@ class Schedule:
         return list(proven)
 
     def _give_up(self, entry: _Entry, cause: str) -> list[Consequence]:
-        left = LeftPending(key=entry.task.shard_id, num_members=_size(entry.task), cause=cause)
+        example = f"{_first(entry.task)}, in shard {entry.task.shard_id[:8]}: {cause}"
+        left = LeftPending(key=entry.task.shard_id, num_members=_size(entry.task), cause=cause, example=example)
         self.left.append(left)
         return [left]
 
@@ -366,6 +380,15 @@ class Schedule:
 
 def _size(task: Task) -> int:
     return len(task.samples) if isinstance(task, ShardTask) else num_members(task)
+
+
+def _first(task: Task) -> str:
+    """Returns which clip or text is the first of a task, for people."""
+    if isinstance(task, ShardTask):
+        return task.samples[0].source
+    if isinstance(task, TextTask):
+        return f"the texts of sample {task.samples[0].sample[:8]}"
+    return f"the text {task.captions[0].caption!r}"
 
 
 def _short(cause: str) -> str:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from statistics import median
 from typing import Any
 
 from preprocess.events import plain, utc_text
@@ -81,7 +82,10 @@ def summary_json(
             reason: {"count": count, "example": tally.examples.get(reason)}
             for reason, count in tally.refused.most_common()
         },
-        "pending": dict(tally.pending.most_common()),
+        "pending": {
+            reason: {"count": count, "example": tally.pending_examples.get(reason)}
+            for reason, count in tally.pending.most_common()
+        },
         "bytes": tally.num_bytes,
         "seconds": report.seconds,
         "samples_per_second": report.samples_per_second,
@@ -90,6 +94,8 @@ def summary_json(
         "probes_per_second": _per_second(report.num_probed, report.seconds.get("probing")),
         "gpu_busy": workers.busy if workers else None,
         "data_wait": workers.data_wait if workers else None,
+        "first_sample": _first_samples(report),
+        "excluded_nodes": [{"node": node.node, "cause": node.cause} for node in report.excluded],
         "workers": {name: _worker(seconds) for name, seconds in report.workers.items()},
     }
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -97,6 +103,17 @@ def summary_json(
 
 def _worker(seconds: WorkerSeconds) -> dict[str, Any]:
     return {**plain(seconds), "gpu_busy": seconds.busy, "data_wait": seconds.data_wait}
+
+
+def _first_samples(report: JobReport) -> dict[str, Any] | None:
+    """Returns how long workers took to their first sample: of all, median and maximum of each part."""
+    if not report.first_samples:
+        return None
+    found: dict[str, Any] = {"workers": len(report.first_samples)}
+    for name in ("seconds", "place_seconds", "load_seconds", "encode_seconds"):
+        values = [getattr(first, name) for first in report.first_samples]
+        found[name] = {"median": round(median(values), 3), "max": round(max(values), 3)}
+    return found
 
 
 def _per_second(number: int, seconds: float | None) -> float | None:

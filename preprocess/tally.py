@@ -35,6 +35,8 @@ class Tally:
     """The first refusal of each reason."""
     pending: Counter[str] = field(default_factory=Counter)
     """Samples that are left for a later run, by reason."""
+    pending_examples: dict[str, str] = field(default_factory=dict)
+    """The first of each reason that a clip or a shard has: which, and what was found."""
 
     def commit(self, task: Task, shard: CommittedShard) -> None:
         """Counts a committed shard."""
@@ -48,6 +50,12 @@ class Tally:
             self.num_by_others += shard.num_samples
         if shard.created:
             self.num_bytes += shard.num_bytes
+
+    def leave(self, reason: str, number: int = 1, example: str | None = None) -> None:
+        """Counts what is left for a later run; an example says which clip, and what was found."""
+        self.pending[reason] += number
+        if example is not None:
+            self.pending_examples.setdefault(reason, example)
 
     def refuse(self, refusals: Iterable[Refusal]) -> None:
         """Counts refusals."""

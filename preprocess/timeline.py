@@ -121,8 +121,8 @@ class Timeline:
         row.lives.append(_Life(start=max(when, self._start)))
 
     def ended(self, worker: str, when: float) -> None:
-        """Takes note that a worker is gone; it may be said twice."""
-        lives = self._rows[worker].lives
+        """Takes note that a worker is gone; it may be said twice, and of one that never started."""
+        lives = self._rows[worker].lives if worker in self._rows else []
         if lives and lives[-1].end is None:
             lives[-1].end = max(when, lives[-1].start)
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from preprocess.events import Event, WorkerLost, WorkerStarted
+from preprocess.events import Event, FirstSample, NodeExcluded, WorkerLost, WorkerStarted
 from preprocess.progress import Progress
 from preprocess.run_folder import RunFolder
 from preprocess.timeline import Timeline
@@ -29,6 +29,9 @@ class Watch:
         """When, by the monotonic clock."""
         self.num_lost = 0
         """Workers."""
+        self.first_samples: list[FirstSample] = []
+        """Of each worker that got so far."""
+        self.excluded: list[NodeExcluded] = []
         self._early: list[Event] = []
 
     def listen(self) -> None:
@@ -65,6 +68,16 @@ class Watch:
         """Takes note of a worker that has loaded its encoders."""
         self.timeline.started(worker, time.time())
         self.log(WorkerStarted(worker=worker, node=node, load_seconds=load_seconds))
+
+    def encoded(self, first: FirstSample) -> None:
+        """Takes note of a worker's first sample."""
+        self.first_samples.append(first)
+        self.log(first)
+
+    def exclude(self, node: str, cause: str) -> None:
+        """Takes note of a node that gets no more work."""
+        self.excluded.append(NodeExcluded(node=node, cause=cause))
+        self.log(self.excluded[-1])
 
     def lost(self, worker: str, node: str, cause: str) -> None:
         """Takes note of a worker that is gone."""

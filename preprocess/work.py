@@ -1,29 +1,24 @@
 """All that a job has to do: clips to encode, texts to encode by themselves, samples that are stale."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.committed_clips import find_stale, known_clips
 from preprocess.config import PreprocessConfig
-from preprocess.text_plan import (
-    SharedTextTask,
-    TextTask,
-    changed_texts,
-    shared_text_tasks,
-    text_tasks,
-)
+from preprocess.text_plan import CaptionReader, SharedTextTasks, TextTasks, changed_texts
 from shared.cache.committed import read_committed
 from shared.cache.dataset import Cache
 from shared.cache.resolve import sample_numbers
+from shared.cache.shared_texts import SharedTexts
 from shared.clips.plan import Plan, ShardTasks, make_plan
 from shared.clips.plan_options import plan_options
 from shared.clips.probes import rows_of_sources
 from shared.clips.refusals import Refusals
 from shared.clips.sizes import text_bytes
-from shared.clips.texts import identify
 from shared.encoders.captions import clean_caption
 from shared.fingerprints import Lookup
 from shared.media.manifest import Manifest
@@ -38,12 +33,10 @@ class Work:
     stream: str
     """The stream of texts."""
     share_text: bool
-    shared_texts: Sequence[SharedTextTask]
+    shared_texts: SharedTextTasks
     """Texts that samples share and that are not stored yet."""
-    texts: Sequence[TextTask]
+    texts: TextTasks
     """New texts of committed samples."""
-    text_ids: Mapping[str, str]
-    """If texts are shared, the identities of the captions of the shards' samples of which cleaning leaves something."""
     shards: ShardTasks
     """Samples to encode."""
     refusals: Refusals
@@ -54,6 +47,11 @@ class Work:
     """Samples that an earlier run put into the ledger."""
     stale: Sequence[str]
     """Samples of clips that changed, or that the manifest names no more."""
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether there is nothing to encode."""
+        return not (len(self.shards) or len(self.texts) or len(self.shared_texts))
 
 
 def find_work(
@@ -77,10 +75,6 @@ def find_work(
     Raises:
         InputError: if a shard would be too large, or the index cannot be read.
     """
-
-    def clean(caption: str) -> str:
-        return clean_caption(caption, config.cleaning)
-
     committed = read_committed(cache, config.text_stream)
     plan = Plan.empty(manifest)
     if not config.only_texts:
@@ -95,35 +89,29 @@ def find_work(
             rows=None if sources is None else rows_of_sources(manifest, sources),
         )
     samples, clips = known_clips(committed, manifest) if config.only_texts else plan.committed
-    changed = changed_texts(samples, clips, manifest, committed, clean)
+    reader = CaptionReader(manifest, lambda caption: clean_caption(caption, config.cleaning))
+    changed = changed_texts(samples, clips, manifest, committed, reader)
     a_text = text_bytes(config, cache.provenance)
-    shared_tasks: list[SharedTextTask] = []
-    text_ids: dict[str, str] = {}
-    if config.share_text:
-        rows = plan.tasks.clip_rows()
-        clips_of = manifest.clips
-        captions = {caption for row in rows.tolist() for caption in clips_of[row].captions}
-        texts = [text for caption in sorted(captions) for text in identify([caption], clean)]
-        text_ids = {text.caption: text.id for text in texts}
-        shared_tasks = shared_text_tasks(
-            [*(text for sample in changed for text in sample.captions), *texts],
-            cache.shared_texts(config.text_stream),
-            stream=config.text_stream,
-            shard_texts=_TEXTS_A_SHARD,
-            text_bytes=a_text,
-        )
+    shared_tasks = SharedTextTasks(
+        np.concatenate([plan.tasks.clip_rows(), changed.clips]) if config.share_text else np.empty(0, np.int64),
+        reader,
+        cache.shared_texts(config.text_stream) if config.share_text else SharedTexts((), ""),
+        stream=config.text_stream,
+        shard_texts=_TEXTS_A_SHARD,
+        text_bytes=a_text,
+    )
     is_whole = sources is None and config.partition is None
     return Work(
         stream=config.text_stream,
         share_text=config.share_text,
         shared_texts=shared_tasks,
-        texts=text_tasks(
+        texts=TextTasks(
             changed,
+            reader,
             stream=config.text_stream,
             shard_samples=config.shard_samples or _TEXTS_A_SHARD,
             text_bytes=a_text,
         ),
-        text_ids=text_ids,
         shards=plan.tasks,
         refusals=plan.refusals,
         num_committed=len(samples),

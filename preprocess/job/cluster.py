@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import ray
 from ray.exceptions import (
@@ -22,6 +24,7 @@ LOSSES = (OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError
 """Of a worker, for reasons that need not lie in its clip."""
 TASK_FAILURES = (WorkerCrashedError, RayTaskError, *LOSSES)
 
+_ADDRESS = re.compile(r"^\s*ip: (\S+)$", re.MULTILINE)
 _NODE_WORDS = ("node has died", "node died", "node was terminated", "node is dead", "node failure", "node has been")
 
 
@@ -33,6 +36,7 @@ def joined_cluster(address: str | None) -> Iterator[None]:
         InputError: if none answers, or a task raised one.
     """
     _check_answers(address or os.environ.get("RAY_ADDRESS", ""))
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks whose end is known before it is reported
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -62,9 +66,39 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def num_gpus() -> float:
-    """Returns the GPUs of the nodes that are in the cluster now."""
-    return float(ray.cluster_resources().get("GPU", 0))
+def num_gpus(avoided: Collection[str] = ()) -> float:
+    """Returns the GPUs of the nodes that are in the cluster now, but for some."""
+    return float(sum(node["Resources"].get("GPU", 0) for node in _alive() if node["NodeID"] not in avoided))
+
+
+def nodes_for_workers(*, on_gpu: bool) -> set[str]:
+    """Returns the nodes that can have workers."""
+    return {node["NodeID"] for node in _alive() if not on_gpu or node["Resources"].get("GPU")}
+
+
+def not_on(nodes: Collection[str]) -> dict[str, str] | None:
+    """Returns the label selector of tasks and actors that some nodes must not get; None if all may."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"} if nodes else None
+
+
+def what_there_is() -> str:
+    """Returns what the cluster has and what of it is free, for a line that says what it lacks."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{_count(total.get(name, 0))} {name}s, {_count(free.get(name, 0))} free" for name in ("GPU", "CPU")]
+    return f"the cluster has {' and '.join(parts)}, on {len(_alive())} nodes"
+
+
+def _count(amount: float) -> str:
+    return f"{round(amount, 2):g}"
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def has_cpus() -> bool:
+    """Returns whether some node of the cluster has a CPU for a task, free or not."""
+    return any(node["Resources"].get("CPU", 0) >= 1 for node in _alive())
 
 
 def num_cpus() -> int:
@@ -74,10 +108,17 @@ def num_cpus() -> int:
 
 def object_store_bytes() -> float:
     """Returns the memory for objects of the node with GPUs (or, if there are none, of the node) that has least."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = [node["Resources"] for node in _alive()]
     with_gpus = [found for found in resources if found.get("GPU")]
     stores = [found.get("object_store_memory", 0.0) for found in with_gpus or resources]
     return min((store for store in stores if store), default=0.0)
+
+
+def node_of_death(error: BaseException) -> str | None:
+    """Returns the node on which an actor died, as far as its error says so: by an address that one node alone has."""
+    found = _ADDRESS.search(str(error))
+    nodes = [node["NodeID"] for node in _alive() if found and node["NodeManagerAddress"] == found[1]]
+    return nodes[0] if len(nodes) == 1 else None
 
 
 def is_at_fault(error: RayActorError) -> bool:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -13,6 +13,7 @@ from preprocess.job import cluster
 from preprocess.job.dashboard import Dashboard
 from preprocess.job.pool import Pool
 from preprocess.job.probing import ProbingDone, probe_all
+from preprocess.job.settled import settled_cache
 from preprocess.job.shards import TOLD, ShardPass
 from preprocess.job.urls import resolved_url, written_url
 from preprocess.messages import MicroBatch
@@ -21,7 +22,6 @@ from preprocess.report import EARLIER, JobReport, Limit
 from preprocess.run_folder import RunFolder
 from preprocess.summary import SUMMARY_FILE, library_versions, summary_json
 from preprocess.tally import Tally
-from preprocess.text_plan import SharedTextTask, TextTask, num_members
 from preprocess.timeline import TIMELINE_FILE, parse
 from preprocess.watch import Watch
 from preprocess.work import Work, find_work
@@ -30,15 +30,16 @@ from shared.cache.dataset import Cache, Provenance, check_is_cache_or_empty
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM, PROBE_FOLDER
 from shared.cache.ledger import Refusal, write_ledger
 from shared.cache.removal import remove_samples
-from shared.cache.rows import Place
+from shared.cache.shared_texts import SharedTexts
 from shared.clips.decode import MENDABLE, OUTDATED, Postponed
 from shared.clips.plan import ShardTasks
-from shared.clips.probes import Probes
+from shared.clips.probes import Probes, ProbeTasks
 from shared.errors import InputError
 from shared.media.manifest import read_manifest
 from shared.stores.open import open_store
 
 _REFUSALS_AT_ONCE = 50_000
+_FEW_CLIPS = 1000
 _PICTURE_FILE = "timeline.png"
 _LATER_SECONDS = 30.0
 """After which clips are tried once more that could not be had."""
@@ -101,33 +102,45 @@ class _Job:
         """Probes and plans."""
         self._watch = Watch(Dashboard().note)
         cache = cache_to_plan(self._config)
-        work = self._plan(None if self._config.only_texts else self._probe(), cache)
+        probes, tasks = self._to_probe()
+        self._probe(probes, tasks, None)
+        work = self._plan(probes, cache)
         return dry_run(work, self._config, cache.provenance)
 
     def run(self) -> JobReport:
-        """Probes, plans, encodes."""
+        """Probes, plans, encodes. Where nothing is missing, no worker is started."""
         self._watch = Watch(Dashboard().note)
         self._watch.listen()
         self._watch.log(Started(config=asdict(self._config), versions=library_versions()))
-        pool = Pool(self._config, self._manifest.root, self._known_micro_batch(), self._watch.started)
-        probes = None if self._config.only_texts else self._probe()
-        cache = self._open_cache(pool)
+        work: Work | None = None
+        pool: Pool | None = None
+        probes, tasks = self._to_probe()
+        cache = settled_cache(self._config) if tasks is None or self._are_few(tasks) else None
+        if cache is not None:
+            self._probe(probes, tasks, None)
+            work = self._plan(probes, cache)
+        if work is None or not work.is_nothing:
+            pool = Pool(self._config, self._manifest.root, self._known_micro_batch(), self._watch)
+            if work is None:
+                self._probe(probes, tasks, pool)
+            cache = self._open_cache(pool)
         if cache is None:
-            self._tally.pending[TOLD] += len(self._manifest.clips) - self._tally.pending.total()
+            self._tally.leave(TOLD, len(self._manifest.clips) - self._tally.pending.total())
             return self._final_report()
         run = RunFolder(cache.store)
         self._watch.attach(run)
         self._report = replace(self._report, run_url=run.url)
         reason, code = "it was ended by an error that is a defect of this program", 1
         try:
-            self._encode(pool, probes, cache)
+            self._do(work or self._plan(probes, cache), pool, probes, cache)
             reason = "told to end" if self._watch.told_to_end else "finished"
             code = self._final_report().exit_code
         except InputError as error:
             reason, code = str(error), 2
             raise
         finally:
-            pool.close()
+            if pool is not None:
+                pool.close()
             self._close(run, reason, code)
         return self._final_report()
 
@@ -136,6 +149,8 @@ class _Job:
         return replace(
             self._report,
             num_lost_workers=self._watch.num_lost,
+            excluded=tuple(self._watch.excluded),
+            first_samples=tuple(self._watch.first_samples),
             seconds=dict(self._watch.progress.seconds),
             workers=self._watch.timeline.totals(time.time()),
         )
@@ -169,27 +184,47 @@ class _Job:
             return None
         return MicroBatch.of(Cache.open(self._config.output).provenance[LATENT_STREAM])
 
-    def _probe(self) -> Probes:
-        """Probes what is not probed."""
+    def _to_probe(self) -> tuple[Probes | None, ProbeTasks | None]:
+        """Returns the probes, and what is to be probed; nothing if only texts are encoded."""
+        if self._config.only_texts:
+            return None, None
         probes = Probes.open(open_store(self._config.probes or f"{self._config.output}/{PROBE_FOLDER}"))
         tasks = probes.missing(
             self._manifest, check_stamps=self._config.check_sources, retry_refused=self._config.retry_refused
         )
-        done = probe_all(probes, tasks, self._config.decode_timeout, self._watch)
-        self._note_unprobed(done)
-        self._report = replace(self._report, num_probed=done.num_clips)
-        return probes
+        return probes, tasks
+
+    def _are_few(self, tasks: ProbeTasks) -> bool:
+        """Returns whether probing is over so soon that workers may wait for it."""
+        return tasks.num_clips <= max(_FEW_CLIPS, len(self._manifest.clips) // 100)
+
+    def _probe(self, probes: Probes | None, tasks: ProbeTasks | None, pool: Pool | None) -> None:
+        """Probes what is not probed, while workers load."""
+        if probes is not None and tasks is not None:
+            done = self._probe_all(probes, tasks, pool)
+            self._note_unprobed(done)
+            self._report = replace(self._report, num_probed=done.num_clips)
+
+    def _probe_all(self, probes: Probes, tasks: ProbeTasks, pool: Pool | None) -> ProbingDone:
+        return probe_all(
+            probes,
+            tasks,
+            self._config.decode_timeout,
+            self._watch,
+            resource_seconds=self._config.resource_timeout,
+            meanwhile=(lambda: None) if pool is None else pool.take_news,
+        )
 
     def _note_unprobed(self, done: ProbingDone) -> None:
         """Takes note of clips of which nothing is known: refused if the user can mend that, else left for later."""
         if done.num_left:
-            self._tally.pending[TOLD] += done.num_left
+            self._tally.leave(TOLD, done.num_left)
         for clip in done.postponed:
             reason, detail = clip.reason or "", clip.detail or ""
             if reason in MENDABLE:
                 self._refusals.append(Refusal(source=clip.source, reason=reason, detail=detail))
             else:
-                self._tally.pending[reason] += 1
+                self._tally.leave(reason, example=f"{clip.source}: {detail}")
 
     def _open_cache(self, pool: Pool) -> Cache | None:
         """Returns the cache, made if there was none, once the first worker has loaded; None if told to end before."""
@@ -199,15 +234,12 @@ class _Job:
         if not provenance:
             return None
         cache = Cache.open_or_create(self._config.output, provenance)
-        pool.open(cache)
         pool.micro_batch = MicroBatch.of(cache.provenance[LATENT_STREAM])
-        pool.encode_null_caption(cache)
+        pool.open(cache, lambda: self._watch.told_to_end)
         return cache
 
-    def _encode(self, pool: Pool, probes: Probes | None, cache: Cache) -> None:
-        """Plans and encodes; clips that could not be had are tried once more at the end."""
-        started = time.monotonic()
-        work = self._plan(probes, cache)
+    def _do(self, work: Work, pool: Pool | None, probes: Probes | None, cache: Cache) -> None:
+        """Does what is to be done; clips that could not be had are tried once more at the end."""
         self._report = replace(self._report, num_committed_before=work.num_committed, num_stale=len(work.stale))
         rows = [Refusal(source=row.source, reason=row.reason, detail=row.detail) for row in self._manifest.refused]
         self._refuse([*rows, *self._refusals], cache)
@@ -220,15 +252,16 @@ class _Job:
             Planned(
                 num_shards=len(work.shards),
                 num_samples=_num_samples(work),
-                num_texts=_num_texts(work.shared_texts) + _num_texts(work.texts),
+                num_texts=work.shared_texts.num_members + work.texts.num_members,
                 num_committed_before=work.num_committed,
-                seconds=time.monotonic() - started,
+                seconds=self._watch.progress.seconds["planning"],
             )
         )
-        postponed = self._encode_work(pool, work, cache)
-        if postponed and probes is not None and not self._watch.told_to_end:
+        postponed = [] if pool is None else self._encode_work(pool, work, cache)
+        if pool is not None and postponed and probes is not None and not self._watch.told_to_end:
             postponed = self._encode_postponed(pool, probes, cache, postponed)
-        self._tally.pending.update(sample.reason for sample in postponed)
+        for sample in postponed:
+            self._tally.leave(sample.reason, example=f"{sample.source}: {sample.detail}")
         write_card(cache)
 
     def _refuse(self, refusals: Sequence[Refusal], cache: Cache) -> None:
@@ -245,16 +278,17 @@ class _Job:
 
     def _encode_work(self, pool: Pool, work: Work, cache: Cache) -> list[Postponed]:
         """Encodes what is to be encoded: texts that samples share first, since the others name them."""
-        shared: Mapping[str, Place] | None = None
+        shared: SharedTexts | None = None
+        text_ids = work.shared_texts.text_ids
         encode = partial(ShardPass, pool, cache, self._watch, self._tally)
-        encode().run("texts", work.shared_texts, _num_texts(work.shared_texts), "text")
+        encode().run("texts", work.shared_texts, work.shared_texts.num_members, "text")
         if work.share_text:
             shared = cache.shared_texts(work.stream)
-            if any(identity not in shared for identity in work.text_ids.values()):
-                self._tally.pending["texts that samples share are not encoded yet"] += _num_samples(work)
+            if (shared.find(text_ids.numbers) < 0).any():
+                self._tally.leave("texts that samples share are not encoded yet", _num_samples(work))
                 return []
-        encode(shared=shared).run("texts", work.texts, _num_texts(work.texts), "text")
-        shards = encode(shared=shared, text_ids=work.text_ids)
+        encode(shared=shared).run("texts", work.texts, work.texts.num_members, "text")
+        shards = encode(shared=shared, text_ids=text_ids)
         return shards.run("encoding", work.shards, _num_samples(work), "sample")
 
     def _encode_postponed(
@@ -264,7 +298,7 @@ class _Job:
         outdated = {sample.source for sample in postponed if sample.reason == OUTDATED}
         unknown: set[str] = set()
         if outdated:
-            again = probe_all(probes, probes.again(self._manifest, outdated), self._config.decode_timeout, self._watch)
+            again = self._probe_all(probes, probes.again(self._manifest, outdated), pool)
             unknown = {clip.source for clip in again.postponed}
         if any(sample.reason != OUTDATED for sample in postponed):
             self._watch.pause(_LATER_SECONDS)
@@ -285,7 +319,3 @@ class _Job:
 
 def _num_samples(work: Work) -> int:
     return work.shards.num_samples if isinstance(work.shards, ShardTasks) else 0
-
-
-def _num_texts(tasks: Sequence[TextTask | SharedTextTask]) -> int:
-    return sum(num_members(task) for task in tasks)

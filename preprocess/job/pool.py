@@ -2,8 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
 from itertools import count
 from typing import Any
 
@@ -13,50 +12,26 @@ from ray.exceptions import RayActorError, RayError
 from preprocess.config import PreprocessConfig
 from preprocess.job import cluster
 from preprocess.job.decoding import NVDEC_SHARE
-from preprocess.job.worker import LEAST_AT_HAND, MOST_AT_HAND, Worker
-from preprocess.messages import Loaded, MicroBatch, Role
+from preprocess.job.member import Member
+from preprocess.job.worker import Worker
+from preprocess.liveness import Limits, Stuck
+from preprocess.messages import Loaded, MicroBatch, Placed, Role
+from preprocess.node_health import MOST_DEATHS, NodeHealth
+from preprocess.watch import Watch
 from shared.cache.dataset import Cache
 from shared.errors import InputError
 from shared.stores.store import StoreBusyError
 
-_START_SECONDS = 1800.0
-"""For the first worker to be placed and to load the encoders, downloads included."""
 _GROW_SECONDS = 5.0
-_MAX_LOAD_DEATHS = 3
-"""Workers in a row that die while they load."""
+_MAX_BAD_NODES = 3
+"""On which workers die while they load, if none has loaded anywhere: then it is not the nodes."""
+_MAX_LOAD_DEATHS = 9
+"""In a row while there is no worker, wherever they were."""
 _MUST_BE_ON_GPU = {"auto": None, "cuda": True, "cpu": False}
 _OBJECT_SHARE = 0.4
 """Of a node's memory for objects, for frames that are decoded ahead."""
-
-
-@dataclass(eq=False, kw_only=True, slots=True)
-class Member:
-    """One worker."""
-
-    name: str
-    actor: Any
-    role: Role
-    waiting: Any
-    """The answer to come, of its loading and then of its looking at the output; None once it is ready."""
-    loaded: Loaded | None = None
-    running: dict[str, int] = field(default_factory=dict)
-    """Shards that it was given, in that order, and the bytes of their frames."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it can be given work."""
-        return self.waiting is None
-
-    @property
-    def node(self) -> str:
-        """Its node's address, once it has loaded."""
-        return self.loaded.node if self.loaded else ""
-
-    def has_room(self, decode_bytes: int) -> bool:
-        """Returns whether it can take a shard, if so many bytes of frames are decoded ahead."""
-        if len(self.running) < LEAST_AT_HAND:
-            return True
-        return len(self.running) < MOST_AT_HAND and sum(self.running.values()) < decode_bytes
+_DECODES_A_CLIP = 2
+"""With its neighbours, and after a crash by itself."""
 
 
 class Pool:
@@ -64,49 +39,63 @@ class Pool:
 
     Args:
         config: Resolved.
-        micro_batch: Of the cache, if there is one.
         clips_root: What the clips' sources are relative to.
-        started: Called with name, node and seconds of each worker that has loaded.
+        micro_batch: Of the cache, if there is one.
+        watch: Told of workers and nodes.
     """
 
-    def __init__(
-        self,
-        config: PreprocessConfig,
-        clips_root: str,
-        micro_batch: MicroBatch | None,
-        started: Callable[[str, str, float], None],
-    ) -> None:
+    def __init__(self, config: PreprocessConfig, clips_root: str, micro_batch: MicroBatch | None, watch: Watch) -> None:
         self.config, self.micro_batch = config, micro_batch
-        self._clips_root, self._started = clips_root, started
+        self._clips_root, self._watch = clips_root, watch
         self.members: list[Member] = []
+        self.nodes = NodeHealth()
+        self.limits = Limits(
+            worker_seconds=config.worker_timeout,
+            frame_seconds=config.resource_timeout + _DECODES_A_CLIP * config.decode_timeout,
+        )
         self._load_deaths = self._num_embedded = 0
+        self._has_loaded = False
+        """Some worker, at some time."""
         self._grown = -_GROW_SECONDS
         self._cache: Cache | None = None
         self._witness = f".tmp-{secrets.token_hex(8)}"
         self._on_gpu = config.device == "cuda" or (config.device == "auto" and cluster.num_gpus() > 0)
         self._role: Role = "vae" if config.text_gpus and not config.only_texts else "both"
+        self._has_placed = dict.fromkeys(self._roles(), time.monotonic())
+        """When there last was a worker of each role that had a place."""
         self.decode_bytes = self._find_decode_bytes()
         """Of frames that each worker has decoded ahead, at most."""
-        self._start(self._role)  # alone at first: it finds what a new cache is to record
-        if self._role == "vae":
-            self._start("text")
+        for role in self._roles():  # alone at first: it finds what a new cache is to record
+            self._start(role)
 
-    def _start(self, role: Role) -> None:
-        share = self.config.gpus_per_worker if role != "text" else 1
+    def _roles(self) -> tuple[Role, ...]:
+        return ("vae", "text") if self._role == "vae" else ("both",)
+
+    def _share(self, role: Role) -> float:
+        """Returns the GPUs that are set aside for a worker."""
+        share = self.config.gpus_per_worker if role != "text" else 1.0
         if self.config.decoder != "cpu":
             share *= 1 - NVDEC_SHARE
-        actor = Worker.options(num_gpus=share if self._on_gpu else 0).remote()
-        loading = actor.load.remote(
+        return share if self._on_gpu else 0.0
+
+    def _start(self, role: Role) -> None:
+        avoided = self.nodes.avoided(time.monotonic())
+        actor = Worker.options(num_gpus=self._share(role), label_selector=cluster.not_on(avoided)).remote()
+        taken = {member.name for member in self.members}
+        name = next(name for number in count(1) if (name := f"{role}-{number}") not in taken)
+        self.members.append(Member(name=name, actor=actor, role=role, avoided=avoided, waiting=actor.place.remote()))
+
+    def _load(self, member: Member) -> None:
+        member.stage = "loading"
+        member.waiting = member.actor.load.remote(
             self.config,
             self._clips_root,
-            role,
+            member.role,
             self.micro_batch,
             self.decode_bytes,
             _MUST_BE_ON_GPU[self.config.device],
+            frozenset(self.nodes.excluded),
         )
-        taken = {member.name for member in self.members}
-        name = next(name for number in count(1) if (name := f"{role}-{number}") not in taken)
-        self.members.append(Member(name=name, actor=actor, role=role, waiting=loading))
 
     def _find_decode_bytes(self) -> int:
         """Returns the frames that a worker may have decoded ahead: as asked, and within what its node holds."""
@@ -122,7 +111,8 @@ class Pool:
         if not self._on_gpu:
             return 1
         a_gpu = int(1 / self.config.gpus_per_worker + 1e-9)
-        return max(a_gpu * int(cluster.num_gpus() - self._num_texts_wanted()), 1)
+        num_gpus = cluster.num_gpus(self.nodes.avoided(time.monotonic()))
+        return max(a_gpu * int(num_gpus - self._num_texts_wanted()), 1)
 
     def _num_texts_wanted(self) -> int:
         return self.config.text_gpus if self._role == "vae" else 0
@@ -133,23 +123,24 @@ class Pool:
         Raises:
             InputError: if a model cannot be loaded, or no worker could be placed.
         """
-        deadline = time.monotonic() + _START_SECONDS
         while not all(member.loaded for member in self.members):
             if is_over():
                 return []
             self.take_news(timeout=1.0)
-            if time.monotonic() > deadline:
-                raise InputError(
-                    f"no worker started within {_START_SECONDS:.0f} s: are the GPUs taken by others? See `ray status`"
-                )
         return [member.loaded for member in self.members if member.loaded]
 
-    def open(self, cache: Cache) -> None:
-        """Lets the workers, those to come too, look whether they see what the driver writes into the cache."""
+    def open(self, cache: Cache, is_over: Callable[[], bool]) -> None:
+        """Lets the workers, those to come too, look whether they see what the driver writes into the cache.
+
+        Returns when one of each role does: then the embedding of the empty caption is stored; or if it is over before.
+        """
         self._cache = cache
         cache.store.write(self._witness, b"")
         for member in self.members:
             self._check(member)
+        while not is_over() and not all(self._of_role(role) for role in self._roles()):
+            self.take_news(timeout=1.0)
+            self.grow()
 
     def close(self) -> None:
         """Takes away what the workers looked at."""
@@ -160,62 +151,161 @@ class Pool:
         assert self._cache is not None
         assert member.loaded is not None
         self._cache.require(member.loaded.provenance)
+        member.stage = "checking"
         member.waiting = member.actor.check_output.remote(self._cache.url, self._witness)
 
-    def take_news(self, timeout: float = 0.0) -> None:
-        """Takes note of workers that have loaded or looked at the output since the last call.
+    def take_news(self, timeout: float = 0.0) -> list[tuple[Member, Stuck]]:
+        """Takes note of workers that were placed, have loaded or looked at the output since the last call.
+
+        Returns:
+            Workers with work that do not get on. Those without are ended here.
 
         Raises:
-            InputError: if a model cannot be loaded, the output is not what the driver sees, or workers die again and
-                again while they load.
+            InputError: if a model cannot be loaded, the output is not what the driver sees, workers die again and
+                again while they load, or none could be placed for ``--resource-timeout``.
         """
         waiting = {member.waiting: member for member in self.members if member.waiting is not None}
-        if not waiting:
-            return
-        ready, _ = ray.wait(list(waiting), num_returns=1 if timeout else len(waiting), timeout=timeout)
-        for reference in ready:
-            self._take(waiting[reference])
+        if waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1 if timeout else len(waiting), timeout=timeout)
+            for reference in ready:
+                self._take(waiting[reference])
+        now = time.monotonic()
+        stuck = []
+        for member in list(self.members):
+            if (found := member.feel_pulse(self.limits, now)) is None:
+                continue
+            if member.is_ready:
+                stuck.append((member, found))
+            else:
+                self._died_loading(member, found.detail)
+        self._check_places(now)
+        return stuck
+
+    def _check_places(self, now: float) -> None:
+        """Raises :class:`InputError` if there was no worker of a role for too long, and none could be placed."""
+        for role in self._roles():
+            if any(member.role == role and member.stage != "placing" for member in self.members):
+                self._has_placed[role] = now
+            elif now - self._has_placed[role] > self.config.resource_timeout:
+                kept = f", {len(self.nodes.excluded)} of them kept from work" if self.nodes.excluded else ""
+                raise InputError(
+                    f"no worker could be placed for {self.config.resource_timeout:g} s: it asks for "
+                    f"{self._share(role):g} GPUs, and {cluster.what_there_is()}{kept}: free some, add nodes, or wait "
+                    "longer by --resource-timeout"
+                )
 
     def _take(self, member: Member) -> None:
+        """Brings a worker to its next stage."""
         try:
             answer = ray.get(member.waiting)
         except RayError as error:
             cause = getattr(error, "cause", None)
-            if isinstance(cause, StoreBusyError) and member.loaded is not None:
+            if isinstance(cause, StoreBusyError) and member.stage == "checking":
                 self._check(member)  # the store tries for a while by itself
-                return
-            if isinstance(cause, InputError):
+            elif isinstance(cause, InputError):
+                if member.stage == "checking" and self._others_are_ready(member):
+                    self.exclude(member.node_id, str(cause))  # others see the output
+                    return
                 raise cause from None
-            self._load_deaths += not isinstance(error, RayActorError) or cluster.is_at_fault(error)
-            if self._load_deaths >= _MAX_LOAD_DEATHS:
-                raise InputError(
-                    f"{self._load_deaths} workers in a row failed while they loaded the encoders "
-                    f"({_line(cause or error)}): expected memory and a GPU for them: see the logs of Ray"
-                ) from None
-            self.remove(member)
-            if self._cache is None:  # nothing grows yet
-                self._start(member.role)
+            elif isinstance(error, RayActorError) and not cluster.is_at_fault(error):
+                self._replace(member)
+            else:
+                if member.placed is None and (node_id := cluster.node_of_death(error)):
+                    member.is_placed(Placed(node_id=node_id, node=""), self.limits)
+                self._died_loading(member, _line(cause or error))
             return
-        self._load_deaths = 0
-        if member.loaded is not None:
-            member.waiting = None
-            self._started(member.name, member.node, member.loaded.seconds)
-            return
-        member.loaded = answer
-        if self._cache is not None:
-            self._check(member)
+        if member.stage == "placing":
+            member.is_placed(answer, self.limits)
+            self._load(member)
+        elif member.stage == "loading":
+            member.loaded, member.waiting = answer, None
+            self._load_deaths, self._has_loaded = 0, True
+            if self._cache is not None:
+                self._check(member)
         else:
-            member.waiting = None
+            assert member.loaded is not None
+            member.stage, member.waiting, member.ready_at = "ready", None, time.monotonic()
+            self._watch.started(member.name, member.node, member.loaded.seconds)
+
+    def _others_are_ready(self, member: Member) -> bool:
+        return any(other.is_ready and other.node_id != member.node_id for other in self.members)
+
+    def _died_loading(self, member: Member, cause: str) -> None:
+        """Ends a worker that did not come so far as to have work; its node may be to blame.
+
+        Raises:
+            InputError: if there is no other node, or it is not the nodes.
+        """
+        self._watch.lost(member.name, member.node, cause)
+        self._load_deaths += 1
+        self.note_death(member, cause, shards=None)
+        is_everywhere = not self._has_loaded and len(self.nodes.excluded) >= _MAX_BAD_NODES
+        is_alone = self._load_deaths >= MOST_DEATHS and not self._other_nodes(member.node_id)
+        gets_nowhere = self._load_deaths >= _MAX_LOAD_DEATHS and not any(other.is_ready for other in self.members)
+        if is_everywhere or is_alone or gets_nowhere:
+            raise InputError(
+                f"{self._load_deaths} workers in a row failed while they loaded the encoders ({cause}): expected "
+                "memory and a GPU for them: see the logs of Ray"
+            )
+        self._replace(member)
+
+    def _replace(self, member: Member) -> None:
+        if member not in self.members:
+            return
+        self.remove(member)
+        if self._cache is None:  # nothing grows yet
+            self._start(member.role)
+
+    def note_death(self, member: Member, cause: str, *, shards: Collection[str] | None) -> bool:
+        """Takes note of a worker's death for its node; returns whether the node is kept from work by this.
+
+        Args:
+            member: The worker.
+            cause: One line.
+            shards: See ``NodeHealth.died``.
+        """
+        if member.placed is None:  # nobody knows where
+            return False
+        others = bool(self._other_nodes(member.node_id))
+        is_bad = self.nodes.died(member.node_id, cause, shards=shards, others=others, now=time.monotonic())
+        if is_bad:
+            self._tell_excluded(member.node_id)
+        return is_bad
+
+    def exclude(self, node_id: str, cause: str) -> None:
+        """Keeps a node from work."""
+        if self.nodes.exclude(node_id, cause):
+            self._tell_excluded(node_id)
+
+    def has_other_nodes(self, member: Member) -> bool:
+        """Returns whether there are nodes, but for a worker's own, that can do its work."""
+        return bool(self._other_nodes(member.node_id))
+
+    def _other_nodes(self, node_id: str) -> set[str]:
+        return cluster.nodes_for_workers(on_gpu=self._on_gpu) - {node_id} - self.nodes.excluded.keys()
+
+    def _tell_excluded(self, node_id: str) -> None:
+        """Tells the log, and the workers, which give the node no more decoding tasks; those on it go when they can."""
+        name = next((member.node for member in self.members if member.node_id == node_id), "")
+        self._watch.exclude(f"{name} ({node_id[:8]})".strip(), self.nodes.excluded[node_id])
+        for member in list(self.members):
+            if member.node_id == node_id and not member.running:
+                self._replace(member)
+            elif member.loaded is not None:
+                member.actor.avoid.remote(frozenset(self.nodes.excluded))
 
     def grow(self) -> None:
         """Starts workers for GPUs that came into the cluster, and in place of those that are gone."""
-        if time.monotonic() - self._grown < _GROW_SECONDS:
+        now = time.monotonic()
+        if now - self._grown < _GROW_SECONDS:
             return
-        self._grown = time.monotonic()
-        wanted_by_role: dict[Role, int] = {"text": self._num_texts_wanted(), self._role: self._num_wanted()}
-        for role, wanted in wanted_by_role.items():
-            have = sum(member.role == role for member in self.members)
-            for _ in range(wanted - have):
+        self._grown = now
+        avoided = self.nodes.avoided(now)
+        for member in [member for member in self.members if member.stage == "placing" and member.avoided != avoided]:
+            self.remove(member)  # asked for with other nodes in mind
+        for role in self._roles():
+            wanted = self._num_texts_wanted() if role == "text" else self._num_wanted()
+            for _ in range(wanted - sum(member.role == role for member in self.members)):
                 self._start(role)
 
     def remove(self, member: Member) -> None:
@@ -229,8 +319,12 @@ class Pool:
         """Returns the workers that can take shards: of texts alone, or of samples."""
         if self._role == "vae" and not self._texts():
             return []  # captions have no worker now
-        wanted = "text" if texts and self._role == "vae" else self._role
-        return [member for member in self.members if member.is_ready and member.role == wanted]
+        excluded = self.nodes.excluded
+        return [
+            member
+            for member in self._of_role("text" if texts and self._role == "vae" else self._role)
+            if member.node_id not in excluded
+        ]
 
     def embed(self, captions: Iterable[str]) -> tuple[Member, Any, Any]:
         """Has captions embedded by the workers for texts in turn.
@@ -248,13 +342,11 @@ class Pool:
         """Returns the answers to come of workers that are not ready."""
         return [member.waiting for member in self.members if member.waiting is not None]
 
-    def encode_null_caption(self, cache: Cache) -> None:
-        """Stores the embedding of the empty caption."""
-        member = next(member for member in self.members if member.role != "vae" and member.loaded is not None)
-        ray.get(member.actor.encode_null_caption.remote(cache.url))
-
     def _texts(self) -> list[Member]:
-        return [member for member in self.members if member.role == "text" and member.is_ready]
+        return self._of_role("text")
+
+    def _of_role(self, role: Role) -> list[Member]:
+        return [member for member in self.members if member.is_ready and member.role == role]
 
 
 def _line(error: BaseException) -> str:

@@ -2,60 +2,42 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
-from preprocess.decode_ahead import frame_bytes
 from preprocess.events import Committed, Convicted, Draining, Refused, Retried, Stopped
 from preprocess.job import cluster
+from preprocess.job.member import Member
 from preprocess.job.patience import patiently
-from preprocess.job.pool import Member, Pool
+from preprocess.job.pool import Pool
+from preprocess.job.run import Run, frame_bytes_of
+from preprocess.liveness import Stuck
 from preprocess.messages import ShardNews
 from preprocess.progress import Phase
 from preprocess.schedule import Schedule, Task
 from preprocess.tally import Tally
-from preprocess.text_plan import TextTask, num_members
+from preprocess.text_plan import TextIds, TextTask, num_members
 from preprocess.watch import Watch
 from shared.cache.dataset import Cache, CommittedShard
 from shared.cache.fragments import fragment_path, read_fragment, read_record
+from shared.cache.layout import DATASET_FILE
 from shared.cache.ledger import Refusal, write_ledger
 from shared.cache.rows import Place
+from shared.cache.shared_texts import SharedTexts
 from shared.clips.decode import Postponed
 from shared.clips.plan import ShardTask
 from shared.errors import InputError
-from shared.stores.store import StoreBusyError
+from shared.stores.store import StoreBusyError, StoreFullError
 
 TOLD = "the job was told to end"
 """Why something is pending."""
 _WAIT_SECONDS = 0.5
 _GRACE_SECONDS = 20.0
 """For shards that run when the job is told to end."""
-
-
-@dataclass(eq=False, kw_only=True, slots=True)
-class _Run:
-    """A shard that a worker was given."""
-
-    task: Task
-    member: Member
-    text: Member | None = None
-    """While its captions are being embedded: by whom."""
-    embeddings: Any = None
-    """To come."""
-    has_begun: bool = False
-    num_done: int = 0
-    refusals: list[Refusal] = field(default_factory=list)
-    postponed: list[Postponed] = field(default_factory=list)
-    shard: CommittedShard | None = None
-
-    def pending(self) -> dict[str, str]:
-        """Returns the samples that the shard lacks for now, with the reason."""
-        return {sample.sample: sample.reason for sample in self.postponed}
 
 
 class ShardPass:
@@ -77,12 +59,12 @@ class ShardPass:
         watch: Watch,
         tally: Tally,
         *,
-        shared: Mapping[str, Place] | None = None,
-        text_ids: Mapping[str, str] | None = None,
+        shared: SharedTexts | None = None,
+        text_ids: TextIds | None = None,
     ) -> None:
         self._pool, self._cache, self._watch, self._tally = pool, cache, watch, tally
-        self._shared, self._text_ids = shared, text_ids or {}
-        self._runs: dict[Any, _Run] = {}
+        self._shared, self._text_ids = shared, text_ids
+        self._runs: dict[Any, Run] = {}
 
     def run(self, what: str, tasks: Sequence[Task], num_members: int, unit: str) -> list[Postponed]:
         """Encodes all tasks and returns the samples that could not be had for now.
@@ -116,10 +98,10 @@ class ShardPass:
         """Counts what is left for a later run, but for single clips, which are tried once more."""
         rest = self._schedule.num_pending - len(self._postponed)
         for left in self._schedule.left:
-            self._tally.pending[left.cause] += left.num_members
+            self._tally.leave(left.cause, left.num_members, left.example)
             rest -= left.num_members
         if rest:
-            self._tally.pending[self._schedule.stopped or TOLD] += rest
+            self._tally.leave(self._schedule.stopped or TOLD, rest)
 
     def _turn(self) -> None:
         """Once around: what is due is handed out, what is new is read."""
@@ -127,7 +109,8 @@ class ShardPass:
             self._schedule.drain(_GRACE_SECONDS)
             self._watch.log(Draining(seconds=_GRACE_SECONDS))
         self._pool.grow()
-        self._pool.take_news()
+        for member, stuck in self._pool.take_news():
+            self._end_stuck(member, stuck)
         self._schedule.num_workers = max(len(self._takers()), 1)
         while (idle := self._idle()) is not None:
             task = self._schedule.next(is_idle=not idle.running)
@@ -159,8 +142,8 @@ class ShardPass:
         return self._pool.takers(texts=self._is_of_texts)
 
     def _hand_out(self, member: Member, task: Task) -> None:
-        run = _Run(task=task, member=member)
-        member.running[task.shard_id] = _frame_bytes(task)
+        run = Run(task=task, member=member)
+        member.running[task.shard_id] = frame_bytes_of(task)
         if isinstance(task, ShardTask) and member.role == "vae" and self._shared is None:
             captions = {text for sample in task.samples for text in sample.captions}
             run.text, figures, run.embeddings = self._pool.embed(captions)
@@ -168,7 +151,7 @@ class ShardPass:
         else:
             self._encode(run)
 
-    def _encode(self, run: _Run) -> None:
+    def _encode(self, run: Run) -> None:
         news = run.member.actor.encode.options(num_returns="streaming").remote(
             self._cache.url, run.task, self._places(run.task), run.embeddings
         )
@@ -180,13 +163,13 @@ class ShardPass:
         if self._shared is None:
             return None
         if isinstance(task, ShardTask):
-            captions = (caption for sample in task.samples for caption in sample.captions)
-            ids = {self._text_ids[caption] for caption in captions if caption in self._text_ids}
+            assert self._text_ids is not None
+            ids = self._text_ids.of(caption for sample in task.samples for caption in sample.captions)
         elif isinstance(task, TextTask):
             ids = {text.id for sample in task.samples for text in sample.captions}
         else:
             ids = set()
-        return {identity: self._shared[identity] for identity in ids}
+        return self._shared.places(ids)
 
     def _read(self, reference: Any) -> None:
         """Reads one piece of news of a shard."""
@@ -209,7 +192,7 @@ class ShardPass:
         else:
             self._take(run, news)
 
-    def _take(self, run: _Run, news: ShardNews) -> None:
+    def _take(self, run: Run, news: ShardNews) -> None:
         run.has_begun |= news.has_begun
         run.shard = news.shard or run.shard
         run.refusals += news.refusals
@@ -221,21 +204,24 @@ class ShardPass:
             done = num_members(run.task) if news.shard else 0
         run.num_done += done
         self._phase.add(done)
+        has_encoded = news.num_encoded if isinstance(run.task, ShardTask) else done
+        if has_encoded and (first := run.member.first_sample()) is not None:
+            self._watch.encoded(first)
 
     def _end(self, reference: Any) -> None:
         """A shard's worker has said all."""
         run = self._drop(reference)
         assert run.shard is not None
-        if not run.shard.created and isinstance(run.task, ShardTask):
+        if run.shard.num_samples and not run.shard.created:  # of no samples, nothing is written
             run.postponed += self._unaccounted(run)
         self._committed(run, run.shard)
-        self._follow(self._schedule.done(_key(run), num_refused=len(run.refusals), pending=run.pending()))
+        self._follow(self._schedule.done(run.key, num_refused=len(run.refusals), pending=run.pending()))
 
-    def _unaccounted(self, run: _Run) -> list[Postponed]:
+    def _unaccounted(self, run: Run) -> list[Postponed]:
         """Returns the samples of a committed shard that are not in it, and of which no reason is known."""
         if not isinstance(run.task, ShardTask):
             return []
-        rows = patiently(lambda: read_fragment(self._cache.store, fragment_path(_key(run))))
+        rows = patiently(lambda: read_fragment(self._cache.store, fragment_path(run.key)))
         known = {*rows["sample"].to_pylist(), *(refusal.sample for refusal in run.refusals), *run.pending()}
         sources = {refusal.source for refusal in run.refusals}
         return [
@@ -244,13 +230,14 @@ class ShardPass:
             if sample.sample not in known and sample.source not in sources
         ]
 
-    def _committed(self, run: _Run, shard: CommittedShard) -> None:
+    def _committed(self, run: Run, shard: CommittedShard) -> None:
+        self._pool.nodes.came_through(run.member.node_id)
         self._tally.commit(run.task, shard)
         self._refuse(run.refusals)
         self._postponed += run.postponed
         self._watch.log(
             Committed(
-                key=_key(run),
+                key=run.key,
                 shard=shard.shard,
                 num_members=shard.num_samples,
                 num_bytes=shard.num_bytes,
@@ -271,7 +258,10 @@ class ShardPass:
         if isinstance(cause, StoreBusyError):
             self._drop(reference)
             self._phase.add(-run.num_done)
-            self._follow(self._schedule.failed(_key(run), str(cause)))
+            self._follow(self._schedule.failed(run.key, str(cause)))
+        elif isinstance(cause, StoreFullError) and self._has_full_disk_of_its_own(run.member):
+            self._pool.exclude(run.member.node_id, str(cause))
+            self._lose(run.member, str(cause), at_fault=False)
         elif isinstance(cause, InputError):  # the user's: shards that run may end in order, then it is raised
             self._lost(reference, str(cause), at_fault=False)
             self._error = self._error or cause
@@ -279,13 +269,54 @@ class ShardPass:
         elif isinstance(error, ObjectLostError) or isinstance(cause, ObjectLostError):
             self._lost(reference, _line(error), at_fault=False)
         else:  # a GPU that failed, say, fails from now on: such a worker goes, as if it had died
-            guilty = run.text or run.member
             line = _line(error) if cause is None else f"{type(cause).__name__}: {_line(cause)}"
-            self._watch.lost(guilty.name, guilty.node, line)
-            self._pool.remove(guilty)  # it may only have been out of reach: from here on it is dead
-            at_fault = run.text is None and not (isinstance(error, RayActorError) and not cluster.is_at_fault(error))
-            for other in [other for other, its in self._runs.items() if guilty in (its.member, its.text)]:
-                self._lost(other, line, at_fault=at_fault and (cause is None or other is reference))
+            is_at_fault = not isinstance(error, RayActorError) or cluster.is_at_fault(error)
+            self._lose(
+                run.text or run.member, line, at_fault=is_at_fault, guilty_shard=None if cause is None else reference
+            )
+
+    def _has_full_disk_of_its_own(self, member: Member) -> bool:
+        """Returns whether a disk that is full must be the node's: the cache is on none, and others have room."""
+        return self._cache.store.local_path(DATASET_FILE) is None and self._pool.has_other_nodes(member)
+
+    def _end_stuck(self, member: Member, stuck: Stuck) -> None:
+        """Ends a worker that does not get on.
+
+        Raises:
+            InputError: if it waits for frames, and so do all others: then there is nothing that decodes.
+        """
+        if stuck.kind == "frames" and not any(other.running for other in self._takers() if other is not member):
+            raise InputError(
+                f"{stuck.detail}: a decoding task asks for a CPU, and {cluster.what_there_is()}: free some, add nodes, "
+                "or wait longer by --resource-timeout"
+            )
+        self._lose(member, stuck.detail, at_fault=stuck.kind == "worker")
+
+    def _lose(self, guilty: Member, line: str, *, at_fault: bool, guilty_shard: Any = None) -> None:
+        """Ends a worker, or takes note of its end; its shards are handed out again.
+
+        Args:
+            guilty: The worker.
+            line: Why.
+            at_fault: Whether it may have died of what it did.
+            guilty_shard: The only shard that may be to blame; None: any that had begun.
+        """
+        self._watch.lost(guilty.name, guilty.node, line)
+        self._pool.remove(guilty)  # it may only have been out of reach: from here on it is dead
+        references = [other for other, its in self._runs.items() if guilty in (its.member, its.text)]
+        blamed = {
+            reference
+            for reference in references
+            if at_fault
+            and guilty.role != "text"
+            and guilty_shard in (None, reference)
+            and self._runs[reference].has_begun
+        }
+        origins = {self._schedule.origin(self._runs[reference].key) for reference in blamed}
+        for reference in references:
+            self._lost(reference, line, at_fault=reference in blamed)
+        if at_fault and self._pool.note_death(guilty, line, shards=origins):
+            self._schedule.forgive(origins)
 
     def _lost(self, reference: Any, cause: str, *, at_fault: bool) -> None:
         run = self._drop(reference)
@@ -297,7 +328,7 @@ class ShardPass:
             self._committed(run, shard)
         self._follow(
             self._schedule.lost(
-                _key(run),
+                run.key,
                 cause,
                 at_fault=at_fault and run.has_begun,
                 is_committed=shard is not None,
@@ -317,9 +348,9 @@ class ShardPass:
             shard=record.get("shard", ""), num_samples=len(rows), num_bytes=record.get("shard_bytes", 0), created=True
         )
 
-    def _drop(self, reference: Any) -> _Run:
+    def _drop(self, reference: Any) -> Run:
         run = self._runs.pop(reference)
-        del run.member.running[_key(run)]
+        del run.member.running[run.key]
         return run
 
     def _abandon(self) -> None:
@@ -340,14 +371,6 @@ class ShardPass:
                 self._tally.num_retries += 1
             elif isinstance(consequence, Stopped):
                 self._schedule.drain(0.0)
-
-
-def _frame_bytes(task: Task) -> int:
-    return len(task.samples) * frame_bytes(task.bucket) if isinstance(task, ShardTask) else 0
-
-
-def _key(run: _Run) -> str:
-    return run.task.shard_id
 
 
 def _line(error: BaseException) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from shared.cache import layout, version1
-from shared.cache.fragments import IndexFiles, find_files, read_rows, read_shared_texts, read_table
+from shared.cache.fragments import IndexFiles, find_files, read_rows, read_table, shared_text_tables
 from shared.cache.resolve import resolve
 from shared.cache.schema import FORMAT_VERSION, LEDGER
+from shared.cache.shared_texts import PLACE_COLUMNS, SharedTexts
 from shared.errors import InputError
 from shared.stores.open import open_store
 from shared.stores.store import Store
@@ -147,15 +148,10 @@ class Cache:
         """
         return resolve(self._rows(columns))
 
-    def shared_texts(self, text_stream: str) -> dict[str, dict[str, Any]]:
+    def shared_texts(self, text_stream: str) -> SharedTexts:
         """Returns where the texts lie that samples share, by the texts' identities; with ``channels``."""
-        table = read_shared_texts(self.store, self.index_files().paths())
-        folder = f"{layout.SHARD_FOLDER}/{text_stream}/"
-        return {
-            row["text"]["id"]: {**row["text"], "channels": row["channels"]}
-            for row in reversed(table.to_pylist())
-            if row["text"]["shard"].startswith(folder)
-        }
+        tables = shared_text_tables(self.store, self.index_files().paths(), PLACE_COLUMNS)
+        return SharedTexts(tables, f"{layout.SHARD_FOLDER}/{text_stream}/")
 
     def read_ledger(self) -> pa.Table:
         """Returns the refused clips, one row each, without duplicates."""

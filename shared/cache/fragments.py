@@ -164,16 +164,29 @@ def read_rows(store: Store, paths: Sequence[str], columns: Sequence[str] | None 
 
 def read_shared_texts(store: Store, paths: Sequence[str]) -> pa.Table:
     """Returns the texts that samples share, of fragments that hold such."""
+    return pa.concat_tables([SHARED_TEXT.empty_table(), *shared_text_tables(store, paths)])
+
+
+def shared_text_tables(store: Store, paths: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yields the texts that samples share, a table of each fragment that holds such; a few are read ahead.
+
+    Args:
+        store: The cache's.
+        paths: Of fragments and parts of snapshots.
+        columns: Parquet paths; all by default.
+    """
 
     def read(path: str) -> pa.Table | None:
         with _opened(store, path) as file:
             if (file.metadata.metadata or {}).get(b"kind") != SHARED_KIND.encode():
                 return None
-        return read_fragment(store, path).replace_schema_metadata(None)
+        return read_fragment(store, path, columns).replace_schema_metadata(None)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = list(pool.map(read, paths))
-    return pa.concat_tables([SHARED_TEXT.empty_table(), *(table for table in tables if table is not None)])
+        for start in range(0, len(paths), _READERS):
+            for table in pool.map(read, paths[start : start + _READERS]):
+                if table is not None:
+                    yield table
 
 
 def _is_shared(table: pa.Table) -> bool:

@@ -15,6 +15,11 @@ def write_null_caption(store: Store, stream: str, embedding: torch.Tensor) -> No
     store.write_if_absent(_path(stream), data)
 
 
+def has_null_caption(store: Store, stream: str) -> bool:
+    """Returns whether the embedding of the empty caption is stored."""
+    return store.size(_path(stream)) is not None
+
+
 def read_null_caption(store: Store, stream: str) -> torch.Tensor | None:
     """Returns the embedding (L, D) of the empty caption, or None if the cache was made without it (version 1).
 

@@ -4,14 +4,12 @@ Free of torch, so that a decoding worker starts in a moment. FFmpeg runs in thes
 it ends one of their processes, and never an encoder.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from shared.cache.ledger import Refusal
-from shared.clips.deadline import deadline
 from shared.clips.plan import SampleTask
 from shared.media.refusal import MediaError
 from shared.media.video import Device, decode_window
@@ -39,16 +37,6 @@ class Postponed:
 
 Frames = np.ndarray | Refusal | Postponed
 """(T, height, width, 3) uint8, or why there are none."""
-
-
-def decode_samples(
-    samples: Sequence[SampleTask], bucket: Bucket, *, device: Device, timeout_seconds: float
-) -> Iterator[Frames]:
-    """Yields the frames of each sample. A sample that takes longer than the time-out ends the process."""
-    for sample in samples:
-        with deadline(timeout_seconds):
-            frames = decode_sample(sample, bucket, device=device)
-        yield frames
 
 
 def decode_sample(sample: SampleTask, bucket: Bucket, *, device: Device = "cpu") -> Frames:

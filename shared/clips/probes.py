@@ -36,7 +36,7 @@ PASSING_REASONS = frozenset({"missing", "not_readable", "decoder_lost"})
 _FACTS = ["version", "num_frames", "height", "width", "fps_num", "fps_den", "duration", "is_image", "reason", "detail"]
 _PLAIN_FACTS = ("version", "num_frames", "height", "width", "duration", "rotation", "is_image", "codec")
 _KNOWN = [*_FACTS, "rotation", "codec", "stamp"]
-_FILES_A_TASK = 16
+FILES_A_TASK = 16
 _ROWS_AT_ONCE = 1 << 16
 
 
@@ -260,7 +260,7 @@ class ProbeTasks(Sequence[ProbeTask]):
         return len(self._rows)
 
     def __len__(self) -> int:
-        return -(-(len(self._bounds) - 1) // _FILES_A_TASK)
+        return -(-(len(self._bounds) - 1) // FILES_A_TASK)
 
     @overload
     def __getitem__(self, place: int) -> ProbeTask: ...
@@ -269,8 +269,8 @@ class ProbeTasks(Sequence[ProbeTask]):
     def __getitem__(self, place: int | slice) -> ProbeTask | Sequence[ProbeTask]:
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
-        first = range(len(self))[place] * _FILES_A_TASK
-        bounds = self._bounds[first : first + _FILES_A_TASK + 1].tolist()
+        first = range(len(self))[place] * FILES_A_TASK
+        bounds = self._bounds[first : first + FILES_A_TASK + 1].tolist()
         return ProbeTask(files=tuple(self._file(start, end) for start, end in pairwise(bounds)))
 
     def _file(self, start: int, end: int) -> FileToProbe:

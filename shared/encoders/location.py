@@ -24,3 +24,16 @@ def locate(model: str) -> str:
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise InputError(f"model {model!r}: no such folder: expected a folder or a hub id like 'owner/name'")
     return model
+
+
+def model_folder(model: str) -> Path | None:
+    """Returns the folder in which a model's files lie on this machine; None for a hub id that is not there yet."""
+    from huggingface_hub import hf_hub_download  # slow, and not needed by --help
+
+    try:
+        place = locate(model)
+        if Path(place).is_dir():
+            return Path(place)
+        return Path(hf_hub_download(place, "config.json", local_files_only=True)).parent
+    except (InputError, OSError, ValueError):  # whoever loads it says so
+        return None

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from shared.encoders.captions import Cleaning, clean_caption
 from shared.encoders.fast_t5 import FastT5, Packed, pack, why_not
-from shared.encoders.fingerprint import weights_sha256
+from shared.encoders.fingerprint import WeightFiles, known_weights_sha256
 from shared.encoders.location import locate
 from shared.errors import InputError
 
@@ -86,6 +86,7 @@ class TextEncoder:
         """
         source = locate(model)
         transformers.utils.logging.disable_progress_bar()
+        files = WeightFiles.of(model)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
             parts: Any = T5EncoderModel.from_pretrained(source, dtype="auto", output_loading_info=True)
@@ -100,7 +101,7 @@ class TextEncoder:
                 "expected a T5 v1.1 encoder"
             )
         encoder.eval().requires_grad_(False)
-        weights = weights_sha256(encoder)
+        weights = known_weights_sha256(encoder, model, files, {"transformers": transformers.__version__})
         torch.nn.Module.to(encoder, device, dtype)
         return cls(
             encoder,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.encoders.fingerprint import weights_sha256
+from shared.encoders.fingerprint import WeightFiles, known_weights_sha256
 from shared.encoders.vae_files import Description, load_model, read_config
 from shared.encoders.vae_input import CpuInput, GpuInput
 from shared.encoders.vae_memory import find_micro_batch
@@ -38,6 +38,7 @@ class VideoAutoencoder:
         model: Any,
         description: Description,
         *,
+        weights: str,
         micro_batch: int,
         micro_batch_pixels: int | None,
         posterior: Posterior,
@@ -56,7 +57,7 @@ class VideoAutoencoder:
         """The memory did not hold the micro-batch of the clips encoded last: they went through in smaller ones."""
         self._model, self._description, self._family = model, description, description.family
         self._posterior, self._device, self._dtype = posterior, device, dtype
-        self._weights_sha256 = weights_sha256(model)
+        self._weights_sha256 = weights
         self._normalisation = Normalisation(*self._family.normalisation(model), device)
         torch.nn.Module.to(model, device, dtype)
         self._limits: dict[Bucket, int] = {}  # frames a pass, where the memory did not hold the micro-batch
@@ -96,10 +97,12 @@ class VideoAutoencoder:
                 f"VAE {model!r}: {description.class_name} is deterministic, there is no posterior={posterior}: "
                 "use --posterior mean"
             )
+        files = WeightFiles.of(model)
         loaded = load_model(description)
         vae = cls(
             loaded,
             description,
+            weights=known_weights_sha256(loaded, model, files, VERSIONS),
             micro_batch=micro_batch,
             micro_batch_pixels=micro_batch_pixels,
             posterior=posterior,

@@ -1,5 +1,6 @@
 """The job on Ray, by its command line, on real clips."""
 
+import json
 import os
 import shutil
 import signal
@@ -67,6 +68,9 @@ def test_a_second_run_encodes_nothing(
     assert table(result)["samples encoded"] == "0"
     assert table(result)["samples already there"] == "12"
     assert {path: path.stat().st_mtime_ns for path in kept(cache)} == before
+    newest = max((cache / "runs").iterdir())
+    events = [json.loads(line)["event"] for line in (newest / "events-00000.jsonl").read_text().splitlines()]
+    assert events == ["started", "planned", "ended"], "no worker is started for nothing"
 
 
 def test_a_killed_job_resumes_without_encoding_anything_twice(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from preprocess.events import FirstSample, NodeExcluded
 from preprocess.report import EARLIER, JobReport, Limit, remedy
 from preprocess.summary import library_versions, summary_json
 from preprocess.tally import Tally
@@ -190,3 +191,38 @@ def test_the_summary_of_a_job_that_failed_at_once_can_be_written() -> None:
     data = summary_json(made, config={}, start=0.0, end=0.0, exit_reason="error: no Ray cluster", exit_code=2)
     assert json.loads(data)["gpu_busy"] is None
     assert made.table()
+
+
+def first(load_seconds: float) -> FirstSample:
+    """Returns how long a worker took to its first sample."""
+    return FirstSample(worker="a", node="n", place_seconds=2.0, load_seconds=load_seconds, encode_seconds=3.0)
+
+
+def test_the_time_to_a_workers_first_sample_is_reported() -> None:
+    made = report(first_samples=[first(10.0), first(20.0), first(90.0)])
+    assert table(made)["seconds to a worker's first sample"] == "25.0"
+    assert table(made)["at most"] == "95.0"
+    summary = json.loads(summary_json(made, config={}, start=0.0, end=1.0, exit_reason="finished", exit_code=0))
+    assert summary["first_sample"]["workers"] == 3
+    assert summary["first_sample"]["load_seconds"] == {"median": 20.0, "max": 90.0}
+    assert "seconds to a worker's first sample" not in table(report())
+
+
+def test_nodes_that_were_kept_from_work_are_named() -> None:
+    made = report(excluded=[NodeExcluded(node="10.0.0.7 (abcd)", cause="3 workers in a row died there")])
+    assert table(made)["nodes kept from work"] == "1"
+    assert "  10.0.0.7 (abcd): 3 workers in a row died there" in made.table().splitlines()
+    assert "kept from work" not in report().table()
+
+
+def test_each_reason_why_something_is_pending_has_an_example_without_credentials() -> None:
+    made = report()
+    made.tally.leave("not_reachable", example="https://user:key@host/a.mp4: time-out")
+    made.tally.leave("not_reachable", example="b.mp4: time-out")
+    made.tally.leave("the job was told to end", 5)
+    lines = made.table().splitlines()
+    assert "  not_reachable: https://host/a.mp4: time-out" in lines
+    assert not any("b.mp4" in line for line in lines)
+    summary = json.loads(summary_json(made, config={}, start=0.0, end=1.0, exit_reason="finished", exit_code=3))
+    assert summary["pending"]["not_reachable"] == {"count": 2, "example": "https://host/a.mp4: time-out"}
+    assert summary["pending"]["the job was told to end"] == {"count": 5, "example": None}

@@ -353,7 +353,9 @@ def test_throttled_tasks_back_off_and_are_given_up_in_the_end() -> None:
     assert delays == [2, 4, 8, 16, 32, 60]
     take(made)
     (left,) = made.failed(task.shard_id, "503 SlowDown")
-    assert left == LeftPending(key=task.shard_id, num_members=2, cause=f"failed {MAX_ATTEMPTS} times: 503 SlowDown")
+    cause = f"failed {MAX_ATTEMPTS} times: 503 SlowDown"
+    example = f"{task.samples[0].source}, in shard {task.shard_id[:8]}: {cause}"
+    assert left == LeftPending(key=task.shard_id, num_members=2, cause=cause, example=example)
     assert made.left == [left]
     assert (made.is_over, made.num_pending, made.num_refused) == (True, 2, 0)
 
@@ -409,7 +411,9 @@ def test_texts_that_kill_workers_are_left_pending() -> None:
     for _ in range(3):
         assert made.next() is task
         last = made.lost("t", "died", at_fault=True, is_committed=False)
-    assert last == [LeftPending(key="t", num_members=2, cause="killed 3 workers: died")]
+    (left,) = last
+    assert (left.key, left.num_members, left.cause) == ("t", 2, "killed 3 workers: died")
+    assert left.example.endswith(", in shard t: killed 3 workers: died")
     assert (made.is_over, made.num_pending) == (True, 2)
 
 
@@ -425,3 +429,18 @@ def test_shards_of_which_no_clip_can_be_had_stop_the_job_and_stay_pending() -> N
     assert len(stops) == 1
     assert "not_reachable" in stops[0].message
     assert (made.num_committed, made.num_pending) == (0, 80)
+
+
+def test_deaths_on_a_bad_node_are_taken_back_from_the_shards() -> None:
+    task = shard("ab")
+    made = schedule([task])
+    for _ in range(5):
+        assert take(made) == task
+        origin = made.origin(task.shard_id)
+        assert [type(event) for event in made.lost(task.shard_id, "bad node", at_fault=True, is_committed=False)] == [
+            Retried
+        ]
+        made.forgive([origin])
+    assert take(made) == task
+    made.done(task.shard_id)
+    assert made.is_over

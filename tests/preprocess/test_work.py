@@ -158,8 +158,9 @@ def test_a_second_text_encoder_gets_the_captions_of_the_clips_that_are_still_nam
 
 def test_captions_that_samples_share_are_planned_once(job: Job) -> None:
     found = job.work([*CLIPS, clip("d", captions=("a caption", "two"))], share_text=True, cleaning="none")
-    assert [[text.caption for text in task.captions] for task in found.shared_texts] == [["One", "a caption", "two"]]
-    assert set(found.text_ids) == {"One", "a caption", "two"}
+    (task,) = found.shared_texts
+    assert sorted(text.caption for text in task.captions) == ["One", "a caption", "two"]
+    assert found.shared_texts.text_ids.of(["One", "a caption", "two"]) == {text.id for text in task.captions}
 
 
 def test_shards_that_would_be_too_large_are_refused(job: Job) -> None:

@@ -187,7 +187,7 @@ def test_a_model_with_positions_by_size_equals_at_each_size_one_that_was_made_fo
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("stdit-xl/2", 760), ("stdit3-xl/2", 1210), ("stdit3-3b/2", 3170), ("dit-xl/2", 611)]
+    ("name", "millions"), [("stdit-xl/2", 760), ("stdit3-xl/2", 1210), ("stdit3-3b/2", 3182), ("dit-xl/2", 611)]
 )
 def test_the_large_presets_have_the_published_number_of_parameters(name, millions):
     with torch.device("meta"):

@@ -118,11 +118,17 @@ def test_pixart_starts_an_stdit_and_what_it_lacks_is_listed_and_stays_as_initial
     assert "and 5 more not in the file: as initialised" in report.line()
 
 
-def test_pixart_starts_a_dit_whole(tmp_path):
+def test_pixart_starts_a_dit_whole_and_both_models_start_as_the_same_model_of_images(tmp_path):
     state, config = published_v1()
     save_file(pixart(state), tmp_path / "pixart.safetensors")
-    report = load_weights(create_model("dit-xl/2", **config), tmp_path / "pixart.safetensors")
-    assert report.as_initialised == ()
+    dit, stdit = (create_model(name, **config) for name in ("dit-xl/2", "stdit-xl/2"))
+    assert load_weights(dit, tmp_path / "pixart.safetensors").as_initialised == ()
+    load_weights(stdit, tmp_path / "pixart.safetensors")
+    values = {"timestep": torch.tensor([7.0]), "y": torch.randn(1, 1, 5, 32)}
+    x = torch.randn(1, 4, 3, 8, 8)
+    frames = torch.cat([dit(x[:, :, i : i + 1], **values) for i in range(3)], dim=2)
+    torch.testing.assert_close(stdit(x, **values), frames, atol=1e-5, rtol=1e-5)
+    assert (dit(x, **values) - frames).abs().max() > 1e-3
 
 
 def test_the_published_layout_of_images_with_labels_comes_back(tmp_path):

@@ -14,7 +14,7 @@ class ArchitectureOptions:
     """Which model is trained."""
 
     model: str = "stdit-xl/2"
-    """A preset: stdit-xl/2, stdit-s/2 or stdit-ti/2."""
+    """A preset: stdit-xl/2, stdit3-xl/2, stdit3-3b/2, dit-xl/2; -s/2 and -ti/2 are small (docs/models.md)."""
     model_settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")] = ()
     """Settings of the model that differ from the preset, e.g. ``depth=4 hidden_size=128``. Values are JSON."""
 

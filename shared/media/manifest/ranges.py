@@ -69,15 +69,18 @@ def parse_list(value: Any) -> list[Any] | None:
     return found if isinstance(found, list) else None
 
 
-def _pairs(value: Any) -> list[list[Any]]:
-    """Returns the ranges that a value of a range column names, as pairs."""
+def _pairs(value: Any) -> list[Any]:
+    """Returns the ranges that a value of a range column names: pairs, unless they are wrong.
+
+    Raises:
+        ValueError: if it is no list.
+    """
     found = parse_list(value)
     if found is not None and len(found) == 2 and not any(isinstance(part, list | tuple) for part in found):
         found = [found]
-    pairs = [list(pair) if isinstance(pair, list | tuple) else [] for pair in found or []]
-    if not pairs or any(len(pair) != 2 for pair in pairs):
+    if not found:
         raise ValueError(f"{_short(value)}: expected [start, end] or a list of such pairs")
-    return pairs
+    return found
 
 
 def _short(value: Any) -> str:
@@ -89,7 +92,8 @@ def expand_ranges(batch: Batch, roles: Roles, refusals: Refusals) -> Batch:
     """Returns one row for each range of each row.
 
     Captions that are a list are zipped with the ranges, one each; other columns as well, where they are a list of as
-    many plain values. Rows whose ranges cannot be read, or that have another number of captions, are refused.
+    many plain values. A range that is none is refused by itself; a row that has no list of ranges, or another number of
+    captions, is refused whole.
     """
     values = batch.columns[roles.range].to_pylist()
     names = [name for name in batch.columns if name != roles.range]
@@ -99,19 +103,25 @@ def expand_ranges(batch: Batch, roles: Roles, refusals: Refusals) -> Batch:
     ends: list[float | None] = []
     taken: dict[str, list[Any]] = {name: [] for name in names}
     for row, value in enumerate(values):
+        number = batch.numbers[row]
+        source = str(columns[roles.path][row] or f"row {number}")
         try:
-            ranges = _ranges(value)
-            zipped = {name: _zipped(name, columns[name][row], len(ranges), roles) for name in names}
+            pairs = _ranges(value)
+            zipped = {name: _zipped(name, columns[name][row], len(pairs), roles) for name in names}
         except ValueError as error:
-            number = batch.numbers[row]
-            source = columns[roles.path][row] or f"row {number}"
-            refusals.add(str(source), "bad_range", f"row {number}: {error}")
+            refusals.add(source, "bad_range", f"row {number}: {error}")
             continue
-        chosen += [row] * len(ranges)
-        starts += [start for start, _ in ranges]
-        ends += [end for _, end in ranges]
-        for name, many in zipped.items():
-            taken[name] += many
+        for place, pair in enumerate(pairs):
+            try:
+                start, end = _range(pair)
+            except ValueError as error:
+                refusals.add(source, "bad_range", f"row {number}, range {place + 1} of {len(pairs)}: {error}")
+                continue
+            chosen.append(row)
+            starts.append(start)
+            ends.append(end)
+            for name, many in zipped.items():
+                taken[name].append(many[place])
     places = batch.places and Places(
         urls=batch.places.urls.take(chosen),
         offsets=batch.places.offsets.take(chosen),
@@ -134,10 +144,18 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values], pa.large_string())
 
 
-def _ranges(value: Any) -> list[tuple[float | None, float | None]]:
+def _ranges(value: Any) -> list[Any]:
+    """Returns the ranges of a row as it gives them; nothing stands for the whole clip."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return [(None, None)]
-    return [check_range(parse_seconds(start), parse_seconds(end)) for start, end in _pairs(value)]
+    return _pairs(value)
+
+
+def _range(pair: Any) -> tuple[float | None, float | None]:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ValueError(f"{_short(pair)}: expected [start, end]")
+    start, end = pair
+    return check_range(parse_seconds(start), parse_seconds(end))
 
 
 def _zipped(name: str, value: Any, count: int, roles: Roles) -> list[Any]:

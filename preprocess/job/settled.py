@@ -1,0 +1,45 @@
+"""A cache of which a job can see, without loading a model, whether anything is missing in it."""
+
+from preprocess.config import PreprocessConfig
+from shared.cache.dataset import Cache
+from shared.cache.layout import DATASET_FILE, LATENT_STREAM
+from shared.cache.null_caption import has_null_caption
+from shared.cache.schema import FORMAT_VERSION
+from shared.errors import InputError
+from shared.stores.open import open_store
+
+
+def settled_cache(config: PreprocessConfig) -> Cache | None:
+    """Returns the job's cache if it has all streams of the job, made by models of the same names and the same options.
+
+    Else there is something to encode, or to complain of, and workers find out. Weights are compared when they are
+    loaded: a model of the same name and other weights is noticed by the first job that has something to encode.
+
+    Args:
+        config: The job's options, resolved.
+    """
+    if open_store(config.output).size(DATASET_FILE) is None:
+        return None
+    try:
+        cache = Cache.open(config.output)
+    except InputError:
+        return None
+    if cache.version != FORMAT_VERSION or not all(stream in cache.provenance for stream in config.streams()):
+        return None
+    codecs = config.codecs()
+    for stream in config.streams():
+        theirs = cache.provenance[stream]
+        ours: dict[str, object] = {"codec": str(codecs[stream])}
+        if stream == LATENT_STREAM:
+            ours |= {"model": config.vae, "posterior": config.posterior}
+            if config.vae_micro_batch is not None:
+                ours |= {"micro_batch": config.vae_micro_batch}
+        else:
+            ours |= {"model": config.text_encoder, "max_tokens": config.max_tokens, "cleaning": config.cleaning}
+            if not has_null_caption(cache.store, stream):
+                return None
+        if config.precision != "auto":
+            ours |= {"precision": config.precision}
+        if any(theirs.get(key) != value for key, value in ours.items()):
+            return None
+    return cache
