@@ -143,6 +143,10 @@ def test_published_weights_are_sampled_with_the_encoders_of_a_cache(small_cache,
     for changes, message in [
         ({"model": None}, "v1.pth: a file does not say whose weights it holds: give --model, e.g. stdit-xl/2"),
         ({"model": "dit-xl/2"}, "v1.pth: weights of another model than this DiT: not in the model: "),
+        (
+            {"model": "dit-xl/2", "model_settings": ("num_classes=5",)},
+            "num_classes=5: a model of labels has no prompts",
+        ),
         ({"checkpoint": tmp_path / "v2.pth"}, "v2.pth: no such file or folder"),
         ({"model_settings": (*settings, "in_channels=8")}, "it is for latents of 4 channels, the model for 8"),
     ]:

@@ -11,7 +11,7 @@ from shared.spec import Bucket, VaeGeometry
 from train.config import DEFAULTS, ArchitectureOptions
 from train.diffusion.objective import Objective, create_objective
 from train.model import build_model, model_config
-from train.model.config import config_from_values
+from train.model.config import DiTConfig, config_from_values
 from train.model.published import load_state, stdit3_config
 from train.model.transformer import DiffusionTransformer
 from train.model.weight_files import read_weights
@@ -99,6 +99,11 @@ def _published(config: SampleConfig) -> Source:
         raise InputError(f"{file.source}: a file does not say whose weights it holds: give --model, e.g. stdit-xl/2")
     else:
         architecture, name = config_from_values(decided | options.overrides, stdit3_config(file)), "stdit3"
+
+    if isinstance(architecture, DiTConfig) and architecture.num_classes is not None:
+        raise InputError(
+            f"num_classes={architecture.num_classes}: a model of labels has no prompts: choose one of captions"
+        )
 
     def load() -> DiffusionTransformer:
         model = build_model(architecture)
