@@ -11,10 +11,10 @@ from train.diffusion.objective import Objective, create_objective
 from train.lora import require_peft
 from train.model import model_config
 from train.model.attention import require_backend
-from train.model.config import ModelConfig
+from train.model.config import DiTConfig, ModelConfig
 from train.open_index import open_index
 from train.parallel.ranks import Ranks
-from train.parallel.sequence import require_size
+from train.parallel.sequence import require_heads, require_size
 from train.plan import BatchPlan, batch_sizes_by_tokens, rank_slots, select_buckets
 from train.run_folder import RunDescription, jsonable, open_run, require_same_run
 from train.sample_index import IndexedSamples
@@ -133,6 +133,8 @@ def plan_run(
     )
     if objective.learns_variance and not architecture.pred_sigma:
         raise InputError("--set pred_sigma=false: the loss teaches the variance too: leave it out")
+    if isinstance(architecture, DiTConfig):
+        require_heads(architecture.num_heads, config.parallel.sequence_parallel)
     tokens = {}
     for bucket in buckets:
         try:

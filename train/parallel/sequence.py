@@ -91,6 +91,15 @@ def require_size(frames: int, frame_tokens: int, degree: int) -> None:
         )
 
 
+def require_heads(heads: int, degree: int) -> None:
+    """Raises :class:`InputError` if some of ``degree`` ranks would have no head of an attention among all tokens."""
+    if heads < degree:
+        raise InputError(
+            f"sequence_parallel={degree} spreads the heads of full attention, and this model has {heads}: use at most "
+            f"{heads}"
+        )
+
+
 def spread_places(batch: int, frames: int, frame_tokens: int, degree: int) -> bool:
     """Returns whether to spread the places of a frame rather than the frames.
 
@@ -210,11 +219,7 @@ def _attend_by_heads(
         InputError: if there are fewer heads than ranks.
     """
     heads = qkv[0].shape[3]
-    if heads < group.size:
-        raise InputError(
-            f"sequence_parallel={group.size} spreads the heads of full attention, and this model has {heads}: "
-            f"use at most {heads}"
-        )
+    require_heads(heads, group.size)
     q, k, v = exchange(torch.stack(qkv), group, scatter=4, gather=1 + dim, gathered=total)  # (B, T, S, h, P) each
     out = attend(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)).view(q.shape)
     return exchange(out, group, scatter=dim, gather=3, gathered=heads)
