@@ -2,8 +2,9 @@
 """DiT: attention among all tokens of a sample. For videos with captions, and, as published, for images with labels.
 
 The model with captions is PixArt-alpha (arXiv 2310.00426) with a time axis: one modulation for all blocks, caption
-attention in each, fixed positions in space and time. The model with class labels is that of the DiT paper (arXiv
-2212.09748): each block makes its own modulation from timestep and label. Its published weights load by name.
+attention in each, fixed positions in space and, from a clip's second frame on, in time. The model with class labels is
+that of the DiT paper (arXiv 2212.09748): each block makes its own modulation from timestep and label. Its published
+weights load by name.
 
 Letters: B batch, C channels, T frames, S tokens of a frame, L caption tokens, D width.
 """
@@ -91,6 +92,7 @@ class DiT(DiffusionTransformer):
         space_scale, time_scale = config.space_scale_of(rows, columns), config.time_scale_of(frames)
         space = spatial_positions(config.hidden_size, rows, columns, space_scale, x.device)
         time = temporal_positions(config.hidden_size, frames, time_scale, x.device)
+        time = time - time[:, :1]  # an image, like a clip's first frame, has none: PixArt-alpha's weights know none
         positions = (space[:, None] + time[:, :, None]).to(self.dtype)  # (1, T, S, D)
 
         t = self.t_embedder(timestep, self.dtype)[:, None]
