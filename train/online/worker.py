@@ -14,9 +14,10 @@ import numpy as np
 
 from shared.clips.deadline import deadline
 from shared.errors import InputError
+from train.stop import SIGNALS
 
-SIGTERM_GRACE_SECONDS = 10
-"""A scheduler sends SIGTERM to every process of a job; the trainer may still wait for clips of its last step."""
+_GRACE_SECONDS = 10
+"""A scheduler sends its signal to every process of a job; the trainer may still wait for clips of its last step."""
 
 
 def serve(link: Connection, timeout_seconds: float) -> None:
@@ -59,7 +60,8 @@ def main() -> None:
     """Serves the socket whose descriptor is the first argument, with the time-out (seconds) that is the second."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SIGTERM_GRACE_SECONDS))
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: signal.alarm(_GRACE_SECONDS))
     try:
         serve(Connection(int(sys.argv[1])), float(sys.argv[2]))
     except (EOFError, BrokenPipeError, ConnectionResetError):

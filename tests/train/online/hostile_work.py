@@ -1,6 +1,7 @@
 """What tests have a pool's processes do."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -39,3 +40,9 @@ def fail(_: int) -> None:
 
 def refuse(_: int) -> None:
     raise InputError("no such decoder")
+
+
+def signal_self(_: int) -> int:
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    return os.getpid()

@@ -144,6 +144,14 @@ def test_what_a_codec_loses_is_lost_online_too(manifest, output, tmp_path):
         assert_same(found, same, captions=0.02)  # a last bit of T5 may round the other way
 
 
+def test_the_slow_form_of_t5_gives_the_same_captions(index, manifest):
+    tokens = [index.columns.tokens(number) for number in (0, 3, 0, 5)]
+    slow = OnlineEncoders(encoding_of(manifest, faster_t5=False), CPU)
+    assert (index.encoders.text.forward, slow.text.forward) == ("torch", "padded")
+    for found, expected in zip(slow.encode_captions(tokens), index.encoders.encode_captions(tokens), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_ranks_together_and_a_run_that_goes_on_have_the_batches_of_one_rank(index, output):
     whole = online(index, output, steps=6)
     for rank in range(2):

@@ -30,3 +30,10 @@ def test_what_crashes_hangs_or_fails_costs_one_task_and_the_others_are_done(tmp_
         with pytest.raises(TaskDiedError, match="its process ended with code 1"):
             hanging.result()
         assert pool.submit(hostile_work.double, 4).result() == 8
+
+
+def test_a_worker_outlives_the_signals_of_a_scheduler_for_a_while(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", ".")
+    with ProcessPool(num_workers=1, timeout_seconds=60) as pool:
+        worker = pool.submit(hostile_work.signal_self, 0).result()
+        assert pool.submit(hostile_work.signal_self, 0).result() == worker
