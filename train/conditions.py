@@ -76,4 +76,4 @@ def draw_frame_mask(batch: Batch, ratios: Mapping[MaskStrategy, float]) -> Tenso
     """
     num_frames = batch.latents.shape[2]
     made = frame_masks(ratios, num_frames, draw_for_masks(batch.noise_keys, NUM_DRAWS + num_frames))
-    return torch.from_numpy(made).to(batch.latents.device)
+    return torch.from_numpy(made).to(batch.latents.device, non_blocking=True)

@@ -141,3 +141,29 @@ def test_a_model_has_its_published_objective_unless_another_is_asked_for():
 
     assert name(None, "stdit3-xl/2") == name("rectified-flow", "stdit-xl/2") == "rectified-flow"
     assert name(None, "stdit-xl/2") == name(None, "dit-xl/2") == name("iddpm", "stdit3-xl/2") == "iddpm"
+
+
+def test_a_step_on_a_device_copies_nothing_to_it_again(monkeypatch):
+    """The schedule goes to a device once; the tables of a step are made there."""
+    objective = create_objective("iddpm", model="m", spatial_stride=8)
+    meta = torch.device("meta")
+    x0, noise = torch.empty(SHAPE, device=meta), torch.empty(SHAPE, device=meta)
+    u = torch.empty(4, dtype=torch.float64, device=meta)
+
+    def denoise(x, timestep):
+        assert timestep.device == meta
+        return torch.cat([x, x], dim=1)
+
+    assert objective.loss(denoise, x0, u, noise).loss.device == meta
+    copies = []
+    plain = torch.Tensor.to
+
+    def counted(tensor, *args, **named):
+        moved = plain(tensor, *args, **named)
+        if moved.device != tensor.device:
+            copies.append(tensor.shape)
+        return moved
+
+    monkeypatch.setattr(torch.Tensor, "to", counted)
+    objective.loss(denoise, x0, u, noise)
+    assert copies == []

@@ -11,6 +11,7 @@ Letters: N noise levels, B batch, C channels, T frames, H and W rows and columns
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,9 +23,9 @@ from train.diffusion.terms import Denoiser, GivenFrames, LossTerms, per_frame, s
 NUM_TIMESTEPS = 1000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
-    """Noise levels, least noisy first."""
+    """Noise levels, least noisy first. What follows from them is computed once."""
 
     betas: Float[Tensor, " N"]
     """Variance added at each level, float64."""
@@ -36,22 +37,22 @@ class Schedule:
         """The number of levels."""
         return len(self.betas)
 
-    @property
+    @cached_property
     def alpha_bars(self) -> Float[Tensor, " N"]:
         """The share of the signal's variance that is left at each level."""
         return (1 - self.betas).cumprod(0)
 
-    @property
+    @cached_property
     def previous_alpha_bars(self) -> Float[Tensor, " N"]:
         """``alpha_bars`` one level earlier, 1 before the first."""
         return torch.cat([self.betas.new_ones(1), self.alpha_bars[:-1]])
 
-    @property
+    @cached_property
     def posterior_variances(self) -> Float[Tensor, " N"]:
         """The variance of q(x_{t-1} | x_t, x_0); 0 at the first level."""
         return self.betas * (1 - self.previous_alpha_bars) / (1 - self.alpha_bars)
 
-    @property
+    @cached_property
     def log_variance_range(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest log variance that the model can name: the posterior's and beta.
 
@@ -60,6 +61,10 @@ class Schedule:
         posterior = self.posterior_variances
         least = torch.cat([posterior[1:2], posterior[1:]]) if self.num_steps > 1 else self.betas
         return least.log(), self.betas.log()
+
+    def to(self, device: torch.device) -> "Schedule":
+        """Returns the schedule on a device, so that no step of training waits for a copy."""
+        return Schedule(betas=self.betas.to(device), timesteps=self.timesteps.to(device))
 
 
 def linear_schedule(num_steps: int = NUM_TIMESTEPS) -> Schedule:

@@ -7,7 +7,7 @@ where samples are (``train/draws.py``) without knowing the objective.
 Letters: B batch, C channels, T frames, H and W rows and columns.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
@@ -75,6 +75,7 @@ class Iddpm:
     """Of training."""
     min_snr_gamma: float | None = None
     """See :func:`train.diffusion.iddpm.min_snr_weights`; None weighs all levels alike, as published."""
+    _by_device: dict[torch.device, Schedule] = field(default_factory=dict, repr=False, compare=False)
 
     name: ClassVar[ObjectiveName] = "iddpm"
     parts: ClassVar[tuple[str, ...]] = ("mse", "vb")
@@ -85,7 +86,13 @@ class Iddpm:
         return (u * self.schedule.num_steps).long()
 
     def timesteps(self, u: Float[Tensor, " B"], size: tuple[int, int, int]) -> Float[Tensor, " B"]:
-        return self.schedule.timesteps.to(u.device)[self.levels(u)].float()
+        return self._on(u.device).timesteps[self.levels(u)].float()
+
+    def _on(self, device: torch.device) -> Schedule:
+        """Returns the schedule on a device, copied there once: a copy would wait for all that the device has to do."""
+        if device not in self._by_device:
+            self._by_device[device] = self.schedule.to(device)
+        return self._by_device[device]
 
     def loss(
         self,
@@ -97,7 +104,7 @@ class Iddpm:
         frame_mask: Bool[Tensor, "B T"] | None = None,
     ) -> LossTerms:
         return iddpm.training_loss(
-            self.schedule,
+            self._on(x0.device),
             denoise,
             x0,
             self.levels(u),
