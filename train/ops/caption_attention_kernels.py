@@ -11,11 +11,10 @@ import math
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from train.ops.head_tiles import dot, dot_add, fits_tiles, head_parts, load_rows, precision, store_rows
+from train.ops.triton_names import tl, triton
 
 FORWARD_ROWS, FORWARD_WARPS, FORWARD_PROGRAMS = 64, 4, 528
 BACKWARD_ROWS, BACKWARD_WARPS, BACKWARD_PROGRAMS = 64, 8, 264

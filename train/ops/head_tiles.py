@@ -6,8 +6,8 @@ Letters: R rows of a tile, P head width, A + C its two parts.
 """
 
 import torch
-import triton
-import triton.language as tl
+
+from train.ops.triton_names import tl, triton
 
 
 def fits_tiles(head_width: int) -> bool:

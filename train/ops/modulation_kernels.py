@@ -12,9 +12,9 @@ Letters: B batch, T frames, S tokens of a frame, D width, A + C its two parts; G
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from train.ops.triton_names import tl, triton
 
 LAYER_NORM_EPS = 1e-6
 
@@ -294,7 +294,8 @@ def _differentiate(
         of_x, of_h, sums = _modulated_residual_backward(incoming, out_grad, residual, statistics, h, gate, scale)
         if out_grad is not None:
             x_grad = h_grad = of_x
-            shift_grad, scale_grad = sums[:2].to(ctx.saved_tensors[4].dtype).unbind(0)
+            assert scale is not None  # saved tensors may be unpacked once: activation checkpointing sees to that
+            shift_grad, scale_grad = sums[:2].to(scale.dtype).unbind(0)
         if gate is not None:
             h_grad, gate_grad = of_h, sums[-1].to(gate.dtype)
     return x_grad, h_grad if ctx.has_h else None, gate_grad, shift_grad, scale_grad

@@ -12,11 +12,10 @@ import math
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from train.ops.head_tiles import dot, fits_tiles, head_parts, load_rows, precision, store_rows
+from train.ops.triton_names import tl, triton
 
 TILE_ROWS = 64
 
