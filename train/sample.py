@@ -91,8 +91,7 @@ def _check(config: SampleConfig, source: Source) -> _Plan:
     bucket = Bucket(config.num_frames or usual.num_frames, config.height or usual.height, config.width or usual.width)
     _, *latent = latent_shape(bucket, source.geometry)
     require_slices(source.geometry, config.decode_frames)
-    _, fps = source.buckets.get(bucket, source.buckets[usual])
-    fps = config.fps or fps
+    fps = config.fps or source.rate(bucket)
     size = ClipSize(
         latent=(latent[0], latent[1], latent[2]),
         height=bucket.height,

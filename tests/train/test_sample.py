@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from shared.errors import InputError
+from shared.spec import Bucket
 from tests.train.fake_encoders import FakeAutoencoder, use_fake_encoders
 from train.diffusion.objective import create_objective
 from train.diffusion.samplers import create_sampler
@@ -22,6 +23,7 @@ from train.sampling.config import SampleConfig
 from train.sampling.files import file_stem, grid_stem
 from train.sampling.latents import ClipSize, sample_latent
 from train.sampling.prompts import read_prompts
+from train.sampling.sources import open_source
 from train.trainer import train
 
 
@@ -184,3 +186,17 @@ def test_noise_depends_on_prompt_and_seed_and_guidance_uses_the_null_caption():
         assert not torch.equal(first, sampled(model, **change)), change
     model.y_embedder.y_embedding.fill_(0.5)  # the null caption is now the caption: guidance changes nothing
     torch.testing.assert_close(sampled(model), sampled(model, guidance=1.0), atol=1e-4, rtol=1e-4)
+
+
+def test_clips_have_the_size_and_the_rate_of_clips_though_images_are_more(run):
+    def source(*names):
+        buckets = {Bucket.parse(name): (samples, fps) for name, samples, fps in names}
+        return dataclasses.replace(open_source(SampleConfig(run=run, prompt=("x",), output=run)), buckets=buckets)
+
+    joint = source(("1x64x64", 90, 120.0), ("16x32x32", 5, 24.0), ("8x32x32", 9, 12.0))
+    assert joint.usual_bucket == Bucket(8, 32, 32)
+    assert [joint.rate(Bucket(frames, 32, 32)) for frames in (8, 16, 4, 1)] == [12.0, 24.0, 12.0, 120.0]
+    images = source(("1x64x64", 90, 120.0))
+    assert images.usual_bucket == Bucket(1, 64, 64)
+    with pytest.raises(InputError, match="8x64x64: only images are known here, so no rate is: give --fps"):
+        images.rate(Bucket(8, 64, 64))

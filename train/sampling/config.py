@@ -46,7 +46,7 @@ class SampleConfig:
     """How many of the last frames of --condition; by default as many as a quarter of the clip."""
 
     num_frames: int | None = None
-    """Frames; those of the run's most common bucket by default. 1 makes an image."""
+    """Frames; those of the most common bucket of clips by default. 1 makes an image."""
     height: int | None = None
     """In pixels, likewise."""
     width: int | None = None

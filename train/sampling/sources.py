@@ -10,6 +10,7 @@ from shared.errors import InputError
 from shared.spec import Bucket, VaeGeometry
 from train.config import DEFAULTS, ArchitectureOptions
 from train.diffusion.objective import Objective, create_objective
+from train.index_columns import IMAGE_FPS
 from train.model import build_model, model_config
 from train.model.config import DiTConfig, config_from_values
 from train.model.published import load_state, stdit3_config
@@ -42,8 +43,21 @@ class Source:
 
     @property
     def usual_bucket(self) -> Bucket:
-        """The most common one."""
-        return max(self.buckets, key=lambda bucket: self.buckets[bucket][0])
+        """The most common one; of clips, if there are any."""
+        return max(self.buckets, key=lambda bucket: (bucket.num_frames > 1, self.buckets[bucket][0]))
+
+    def rate(self, bucket: Bucket) -> float:
+        """Returns the frames a second at which clips of a size are made.
+
+        Raises:
+            InputError: if only images are known, which have none.
+        """
+        if bucket.num_frames == 1:
+            return IMAGE_FPS
+        known = bucket if bucket in self.buckets else self.usual_bucket
+        if known.num_frames == 1:
+            raise InputError(f"{bucket}: only images are known here, so no rate is: give --fps")
+        return self.buckets[known][1]
 
     @property
     def geometry(self) -> VaeGeometry:
