@@ -41,7 +41,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], -1)
+        return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
 
 
 class Mlp(nn.Module):
