@@ -10,6 +10,7 @@ _BENCHMARKS = {
     "loader": "train.benchmark.loader",
     "images": "train.benchmark.images",
     "stdit": "train.benchmark.stdit",
+    "kernels": "train.benchmark.kernels",
 }
 
 

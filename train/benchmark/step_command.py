@@ -59,8 +59,8 @@ def run(name: str, settings: Sequence[Setting], arguments: Sequence[str]) -> int
             rows += measure(setting, ranks, config.timing, overrides=overrides, trace=config.profile)
             if ranks.is_first:
                 print(table(rows[-len(setting.variants) :]), flush=True)
-        if ranks.is_first and config.output is not None:
-            _write(config, name, rows, ranks.world_size)
+                if config.output is not None:  # after each row: the next may take minutes
+                    _write(config.output, name, rows, ranks.world_size)
     return 0
 
 
@@ -84,8 +84,7 @@ def _choose(config: StepBenchmark, settings: Sequence[Setting]) -> list[Setting]
     return chosen
 
 
-def _write(config: StepBenchmark, name: str, rows: list[StepRow], world_size: int) -> None:
-    assert config.output is not None
+def _write(output: Path, name: str, rows: list[StepRow], world_size: int) -> None:
     on_gpu = torch.cuda.is_available()
     machine = {
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor(),
@@ -95,5 +94,5 @@ def _write(config: StepBenchmark, name: str, rows: list[StepRow], world_size: in
         "python": platform.python_version(),
     }
     values = {"benchmark": name, "machine": machine, "rows": [asdict(row) for row in rows]}
-    config.output.write_text(json.dumps(values, indent=2) + "\n")
-    config.output.with_suffix(".md").write_text(table(rows) + "\n")
+    output.write_text(json.dumps(values, indent=2) + "\n")
+    output.with_suffix(".md").write_text(table(rows) + "\n")
