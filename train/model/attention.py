@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.errors import InputError
+from train.ops import caption_attention_op
+from train.ops.head_parts import fits_tiles
 from train.ops.reference import kernel_wanted
 
 AttentionBackend = Literal["flash-attn", "cudnn", "flash", "efficient", "math"]
@@ -143,11 +145,8 @@ def caption_attention(
     Raises:
         InputError: if ``backend`` does not exist for the tensors' device and dtype.
     """
-    if backend is None and kernel_wanted("captions", q):
-        from train.ops import caption_attention_kernels as kernels  # imports triton, which is there with CUDA only
-
-        if kernels.takes(q.shape[-1]):
-            return kernels.caption_attention(q, kv, None if keys is None else keys.borders)
+    if backend is None and kernel_wanted("captions", q) and fits_tiles(q.shape[-1]):
+        return caption_attention_op.caption_attention(q, kv, None if keys is None else keys.borders)
     k, v = kv.unbind(2)
     if keys is None:
         return attention(q, k, v, backend=backend)

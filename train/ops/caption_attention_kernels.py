@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.ops.head_tiles import dot, dot_add, fits_tiles, head_parts, load_rows, precision, store_rows
-from train.ops.triton_names import tl, triton
+from train.ops.head_parts import head_parts, precision
+from train.ops.head_tiles import dot, dot_add, load_rows, store_rows
 
 FORWARD_ROWS, FORWARD_WARPS, FORWARD_PROGRAMS = 64, 4, 528
 BACKWARD_ROWS, BACKWARD_WARPS, BACKWARD_PROGRAMS = 64, 8, 264
@@ -135,11 +135,6 @@ def _backward(  # type: ignore[no-untyped-def]
         store_rows(to + H * P, dva, dvc, keys < M, P, A, C)
 
 
-def takes(head_width: int) -> bool:
-    """Whether the kernels can compute heads of that width."""
-    return fits_tiles(head_width)
-
-
 def _constants(q: Tensor, kv: Tensor, borders: Tensor | None) -> dict[str, Any]:
     P, M = q.shape[-1], kv.shape[1]
     left, right = head_parts(P)
@@ -154,67 +149,26 @@ def _share_rows(q: Tensor, rows: int, programs: int) -> int:
     return triton.cdiv(triton.cdiv(N, rows), max(1, programs // (B * H))) * rows
 
 
-@torch.library.custom_op("latentmill_attention::caption_attention", mutates_args=())
-def _caption_attention(q: Tensor, kv: Tensor, borders: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, kv: Tensor, borders: Tensor | None, out: Tensor, sums: Tensor) -> None:
+    """Writes the attention to ``out``, as q, and the logarithms to base 2 of its denominators to ``sums`` (B, H, N)."""
     (B, N, H, P), M = q.shape, kv.shape[1]
-    out, sums = torch.empty_like(q), q.new_empty(B, H, N, dtype=torch.float32)
     share_rows = _share_rows(q, FORWARD_ROWS, FORWARD_PROGRAMS)
     _forward[(triton.cdiv(N, share_rows), B * H)](
         q, kv, borders, out, sums, N, M, 1 / math.sqrt(P), share_rows, **_constants(q, kv, borders),
         ROWS=FORWARD_ROWS, num_warps=FORWARD_WARPS, num_stages=2,
     )  # fmt: skip
-    return out, sums
 
 
-@_caption_attention.register_fake
-def _(q: Tensor, kv: Tensor, borders: Tensor | None) -> tuple[Tensor, Tensor]:
-    B, N, H, _ = q.shape
-    return torch.empty_like(q), q.new_empty(B, H, N, dtype=torch.float32)
-
-
-@torch.library.custom_op("latentmill_attention::caption_attention_backward", mutates_args=())
-def _caption_attention_backward(
-    grad: Tensor, q: Tensor, kv: Tensor, borders: Tensor | None, out: Tensor, sums: Tensor
-) -> tuple[Tensor, Tensor]:
+def backward(
+    grad: Tensor, q: Tensor, kv: Tensor, borders: Tensor | None, out: Tensor, sums: Tensor, q_grad: Tensor
+) -> Tensor:
+    """Writes the queries' gradient, and returns that of keys and values."""
     (B, N, H, P), M = q.shape, kv.shape[1]
     share_rows = _share_rows(q, BACKWARD_ROWS, BACKWARD_PROGRAMS)
     num_shares = triton.cdiv(N, share_rows)
-    q_grad, shares = torch.empty_like(q), kv.new_empty(num_shares, *kv.shape, dtype=torch.float32)
+    shares = kv.new_empty(num_shares, *kv.shape, dtype=torch.float32)
     _backward[(num_shares, B * H)](
         grad, q, kv, borders, out, sums, q_grad, shares, N, M, 1 / math.sqrt(P), share_rows, B,
         **_constants(q, kv, borders), ROWS=BACKWARD_ROWS, num_warps=BACKWARD_WARPS, num_stages=2,
     )  # fmt: skip
-    return q_grad, shares.sum(0).to(kv.dtype)
-
-
-@_caption_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, kv: Tensor, borders: Tensor | None, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(kv)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad: Tensor | None, _sums_grad: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return None, None, None
-    return *_caption_attention_backward(grad.contiguous(), *ctx.saved_tensors), None
-
-
-_caption_attention.register_autograd(_differentiate, setup_context=_keep)
-
-
-def caption_attention(q: Tensor, kv: Tensor, borders: Tensor | None) -> Tensor:
-    """Returns the attention (B, N, H, P) of each sample's queries to its own keys.
-
-    Args:
-        q: (B, N, H, P).
-        kv: Keys and values (B, M, 2, H, P), a sample's valid ones first.
-        borders: (2 B + 1,) int32: where, of all samples' keys end to end, those that are valid and those that are not
-            begin, in turn; and the end. None: all are valid.
-    """
-    out, _ = _caption_attention(q.contiguous(), kv.contiguous(), borders)
-    return out
+    return shares.sum(0).to(kv.dtype)

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from train.ops.modulation_op import LAYER_NORM_EPS, modulated_residual
 from train.ops.reference import kernel_wanted
-
-LAYER_NORM_EPS = 1e-6
 
 
 def _by_kernel(x: Tensor) -> bool:
@@ -25,9 +24,7 @@ def norm_modulate(
 ) -> Float[Tensor, "B T S D"]:
     """Returns ``LayerNorm(x) * (1 + scale) + shift``; the norm has no weights and an epsilon of 1e-6."""
     if _by_kernel(x):
-        from train.ops import modulation_kernels as kernels  # imports triton, which is there with CUDA only
-
-        return kernels.modulated_residual(x, None, None, shift, scale)[1]
+        return modulated_residual(x, None, None, shift, scale)[1]
     return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS) * (1 + scale[:, :, None]) + shift[:, :, None]
 
 
@@ -36,9 +33,7 @@ def gate_add(
 ) -> Float[Tensor, "B T S D"]:
     """Returns ``x + gate * h``."""
     if _by_kernel(x):
-        from train.ops import modulation_kernels as kernels
-
-        return kernels.modulated_residual(x, h, gate, None, None)[0]
+        return modulated_residual(x, h, gate, None, None)[0]
     return x + gate[:, :, None] * h
 
 
@@ -51,8 +46,6 @@ def gate_add_norm_modulate(
 ) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
     """Returns the new residual ``x + gate * h`` (``x + h`` without a gate) and its :func:`norm_modulate`."""
     if _by_kernel(x):
-        from train.ops import modulation_kernels as kernels
-
-        return kernels.modulated_residual(x, h, gate, shift, scale)
+        return modulated_residual(x, h, gate, shift, scale)
     x = x + h if gate is None else gate_add(x, h, gate)
     return x, norm_modulate(x, shift, scale)

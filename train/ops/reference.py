@@ -26,7 +26,7 @@ def reference_operations(kernels: tuple[Kernel, ...] = KERNELS) -> Iterator[None
 
 
 def kernel_wanted(kernel: Kernel, x: Tensor) -> bool:
-    """Whether a kernel is to take x, if its size suits it. A tensor without content stands for one on a GPU."""
+    """Whether a kernel is to take x, if its size suits it. Tensors without content stand for those of a GPU."""
     if not (x.is_cuda or x.is_meta) or x.numel() == 0 or kernel in _left_out:
         return False
     return x.dtype in (torch.bfloat16, torch.float16, torch.float32)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from train.ops import time_attention_op
 from train.ops.reference import kernel_wanted
 
 RMS_NORM_EPS = 1e-6
@@ -42,11 +43,8 @@ def time_attention(
         k_norm: Likewise of the keys.
         rope: Cosines and sines, float32, of the angles by which queries and keys are turned; not turned if None.
     """
-    if kernel_wanted("time", qkv):
-        from train.ops import time_attention_kernels as kernels  # imports triton, which is there with CUDA only
-
-        if kernels.takes(qkv.shape[1], qkv.shape[-1]):
-            return kernels.time_attention(qkv, q_norm, k_norm, rope)
+    if kernel_wanted("time", qkv) and time_attention_op.takes(qkv.shape[1], qkv.shape[-1]):
+        return time_attention_op.time_attention(qkv, q_norm, k_norm, rope)
     q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # (B, S, H, T, P) each
     if q_norm is not None:
         q = F.rms_norm(q, q.shape[-1:], q_norm, RMS_NORM_EPS)

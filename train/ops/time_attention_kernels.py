@@ -14,14 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.ops.head_tiles import dot, fits_tiles, head_parts, load_rows, precision, store_rows
-from train.ops.triton_names import tl, triton
+from train.ops.head_parts import head_parts, precision
+from train.ops.head_tiles import dot, load_rows, store_rows
+from train.ops.time_attention_op import MOST_FRAMES
 
-TILE_ROWS = 64
-
-MOST_FRAMES = TILE_ROWS
-"""The longest sequences that a tile holds."""
-
+TILE_ROWS = MOST_FRAMES
 RMS_NORM_EPS = 1e-6
 
 
@@ -174,11 +171,6 @@ def _backward(  # type: ignore[no-untyped-def]
     store_rows(to + H * P, da, dc, inside, P, A, C)
 
 
-def takes(frames: int, head_width: int) -> bool:
-    """Whether the kernels can compute sequences of that length and width."""
-    return frames <= MOST_FRAMES and fits_tiles(head_width)
-
-
 def _grid(qkv: Tensor) -> tuple[int, int]:
     """Returns the sequences of a tile, and the tiles."""
     B, T, S, _, H, _ = qkv.shape
@@ -198,73 +190,26 @@ def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], qkv: Tensor, has: t
     )  # fmt: skip
 
 
-@torch.library.custom_op("latentmill_attention::time_attention", mutates_args=())
-def _time_attention(
-    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, cosines: Tensor | None, sines: Tensor | None
-) -> Tensor:
-    B, T, S, _, H, P = qkv.shape
-    out = qkv.new_empty(B, T, S, H, P)
+def forward(
+    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, cosines: Tensor | None, sines: Tensor | None, out: Tensor
+) -> None:
+    """Writes the attention of contiguous ``qkv`` (B, T, S, 3, H, P) to ``out`` (B, T, S, H, P)."""
     has = (q_norm is not None, k_norm is not None, cosines is not None)
     _launch(_forward, (qkv, q_norm, k_norm, cosines, sines, out), qkv, has)
-    return out
 
 
-@_time_attention.register_fake
-def _(
-    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, cosines: Tensor | None, sines: Tensor | None
-) -> Tensor:
-    B, T, S, _, H, P = qkv.shape
-    return qkv.new_empty(B, T, S, H, P)
-
-
-@torch.library.custom_op("latentmill_attention::time_attention_backward", mutates_args=())
-def _time_attention_backward(
+def backward(
     grad: Tensor,
     qkv: Tensor,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     cosines: Tensor | None,
     sines: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    qkv_grad: Tensor,
+) -> Tensor:
+    """Writes the gradient of ``qkv``, and returns those of the norms' weights (2, P), float32: 0 without norms."""
     has = (q_norm is not None, k_norm is not None, cosines is not None)
-    qkv_grad = torch.empty_like(qkv)
     programs = _grid(qkv)[1] if has[0] or has[1] else 0
     norm_grads = qkv.new_empty(programs, 2, qkv.shape[-1], dtype=torch.float32)
     _launch(_backward, (grad, qkv, q_norm, k_norm, cosines, sines, qkv_grad, norm_grads), qkv, has)
-    return qkv_grad, norm_grads.sum(0)
-
-
-@_time_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    qkv: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    cosines: Tensor | None,
-    sines: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(qkv), qkv.new_empty(2, qkv.shape[-1], dtype=torch.float32)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, q_norm, k_norm, cosines, sines = ctx.saved_tensors
-    qkv_grad, norms = _time_attention_backward(grad.contiguous(), qkv, q_norm, k_norm, cosines, sines)
-    q_norm_grad = None if q_norm is None else norms[0].to(q_norm.dtype)
-    k_norm_grad = None if k_norm is None else norms[1].to(k_norm.dtype)
-    return qkv_grad, q_norm_grad, k_norm_grad, None, None
-
-
-_time_attention.register_autograd(_differentiate, setup_context=_keep)
-
-
-def time_attention(
-    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, rope: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Returns what :func:`train.ops.time_attention.time_attention` does, for what :func:`takes` allows."""
-    cosines, sines = (None, None) if rope is None else (rope[0].contiguous(), rope[1].contiguous())
-    out: Tensor = _time_attention(qkv.contiguous(), q_norm, k_norm, cosines, sines)
-    return out
+    return norm_grads.sum(0)

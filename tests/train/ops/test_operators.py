@@ -1,0 +1,83 @@
+"""The kernels as operators, where there is no GPU: tensors without content have shapes, and keep what a GPU would."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from train.model.attention import KeyMask, caption_attention
+from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
+from train.ops.reference import reference_operations
+from train.ops.time_attention import time_attention
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)
+
+
+def _kept_bytes(output: Tensor | tuple[Tensor, ...], *inputs: Tensor) -> int:
+    """Returns the bytes that the graph keeps for the backward pass besides the inputs, after running it."""
+    outputs = output if isinstance(output, tuple) else (output,)
+    kept: dict[int, int] = {}
+    for node in {o.grad_fn for o in outputs}:
+        for tensor in node.saved_tensors:  # type: ignore[union-attr]
+            if tensor is not None and not any(tensor is each for each in inputs):
+                kept[id(tensor)] = tensor.numel() * tensor.element_size()
+    torch.autograd.backward(outputs, [torch.empty_like(o) for o in outputs])
+    for each in inputs:
+        assert each.grad is not None
+        assert each.grad.shape == each.shape
+    return sum(kept.values())
+
+
+def test_attention_along_time_keeps_its_input_alone() -> None:
+    qkv, q_norm, k_norm = _empty(2, 16, 9, 3, 4, 72), _empty(72), _empty(72)
+    out = time_attention(qkv, q_norm=q_norm, k_norm=k_norm)
+    assert out.shape == (2, 16, 9, 4, 72)
+    assert _kept_bytes(out, qkv, q_norm, k_norm) == 0
+
+
+def test_attention_to_captions_keeps_its_output_and_a_sum_for_each_query_and_head() -> None:
+    q, kv, mask = _empty(2, 50, 4, 72), _empty(2, 20, 2, 4, 72), _empty(2, 20, dtype=torch.bool)
+    out = caption_attention(q, kv, KeyMask(mask, _empty(5, dtype=torch.int32)))
+    assert out.shape == q.shape
+    assert _kept_bytes(out, q, kv) <= 2 * 50 * 4 * 72 * 2 + 2 * 50 * 4 * 4 + 5 * 4
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_modulation_keeps_the_residual_and_two_statistics_a_token(groups: int) -> None:
+    x, h = _empty(2, 3, 5, 64), _empty(2, 3, 5, 64)
+    shift, scale, gate = (_empty(2, groups, 64) for _ in range(3))
+    statistics = 2 * 3 * 5 * 2 * 4
+    assert _kept_bytes(norm_modulate(x, shift, scale), x, shift, scale) == statistics
+    assert _kept_bytes(gate_add(x, h, gate), x, h, gate) == 0
+    both = gate_add_norm_modulate(x, h, gate, shift, scale)
+    assert _kept_bytes(both, x, h, gate, shift, scale) == statistics + 2 * 3 * 5 * 64 * 2
+
+
+def test_sequences_that_no_tile_holds_go_to_pytorch() -> None:
+    assert "latentmill" in str(time_attention(_empty(1, 64, 2, 3, 4, 72)).grad_fn)
+    for shape in ((1, 65, 2, 3, 4, 72), (1, 16, 2, 3, 4, 8), (1, 16, 2, 3, 4, 136)):
+        assert "latentmill" not in str(time_attention(_empty(*shape)).grad_fn)
+
+
+def test_reference_operations_use_no_kernel() -> None:
+    x, shift, scale = _empty(1, 2, 4, 64), _empty(1, 1, 64), _empty(1, 1, 64)
+    assert "latentmill" in str(norm_modulate(x, shift, scale).grad_fn)
+    with reference_operations(("time", "captions")):
+        assert "latentmill" in str(norm_modulate(x, shift, scale).grad_fn)
+    with reference_operations():
+        assert "latentmill" not in str(norm_modulate(x, shift, scale).grad_fn)
+
+
+def test_what_is_computed_again_under_checkpointing_has_gradients() -> None:
+    def block(x: Tensor, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        x, y = gate_add_norm_modulate(x, h, gate, shift, scale)
+        y = time_attention(torch.cat([y, y, y], dim=-1).unflatten(3, (3, 2, 32))).flatten(3)
+        y = y + caption_attention(y.flatten(1, 2).unflatten(2, (2, 32)), kv, None).view_as(y)
+        return gate_add(x, y, gate) + norm_modulate(x, shift, scale)
+
+    kv = _empty(2, 20, 2, 2, 32)
+    inputs = [_empty(2, 3, 5, 64), _empty(2, 3, 5, 64), *(_empty(2, 1, 64) for _ in range(3))]
+    checkpoint(block, *inputs, use_reentrant=False).sum().backward()
+    assert all(each.grad is not None for each in (*inputs, kv))
