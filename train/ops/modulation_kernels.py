@@ -10,6 +10,8 @@ Letters: B batch, T frames, S tokens of a frame, D width, A + C its two parts; G
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from train.ops.modulation_op import LAYER_NORM_EPS

@@ -12,6 +12,8 @@ import math
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from train.ops.head_parts import head_parts, precision
