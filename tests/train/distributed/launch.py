@@ -46,6 +46,7 @@ def run_checks(module: str, names: list[str], folder: Path, *, num_ranks: int, d
 
 def _main(module: str, folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # what is compared in float32 is computed in float32
     with join_ranks() as ranks:
         checks = importlib.import_module(module)
         with (folder / f"result-{ranks.rank}.jsonl").open("a", buffering=1) as results:

@@ -4,31 +4,11 @@ import json
 
 import pytest
 
+from tests.train.distributed.check_names import ON_FOUR, TRAINING_CHECKS, TRAINING_MODULE
 from tests.train.distributed.launch import run_checks
 from tests.train.test_trainer import losses
 from train.config import TrainConfig
 from train.trainer import train
-
-MODULE = "tests.train.distributed.training_checks"
-CHECKS = [
-    "each_sample_sees_its_own_frames_and_captions",
-    "stdit_at_every_stage",
-    "stdit3_at_every_stage",
-    "dit_at_every_stage",
-    "plain_data_parallelism_at_every_stage",
-    "bfloat16_keeps_float32_masters_at_every_stage",
-    "the_average_can_take_the_models_place",
-    "recomputing_activations_changes_nothing",
-    "offloading_changes_nothing",
-    "a_run_goes_on_with_other_ranks",
-]
-ON_FOUR = [
-    "each_sample_sees_its_own_frames_and_captions",
-    "stdit_at_every_stage",
-    "stdit3_at_every_stage",
-    "dit_at_every_stage",
-    "groups_and_parts_of_a_batch",
-]
 
 OPTIONS = {
     "model": "stdit-ti/2",
@@ -51,10 +31,10 @@ def run_on_two_ranks(ranks, small_cache, tmp_path_factory: pytest.TempPathFactor
     config = TrainConfig.of(cache=small_cache.url, output=folder / "run", **OPTIONS)
     train(config.changed(steps=2), ranks)
     (folder / "options.json").write_text(json.dumps(OPTIONS | {"cache": small_cache.url, "steps": 4}))
-    return config, run_checks(MODULE, CHECKS, folder, num_ranks=2)
+    return config, run_checks(TRAINING_MODULE, TRAINING_CHECKS, folder, num_ranks=2)
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", TRAINING_CHECKS)
 def test_on_two_ranks(run_on_two_ranks, check):
     assert run_on_two_ranks[1][check] == "ok"
 
@@ -72,10 +52,4 @@ def test_a_run_goes_on_with_other_ranks_and_stages_and_the_same_losses(run_on_tw
 
 @pytest.mark.slow
 def test_on_four_ranks(tmp_path):
-    assert run_checks(MODULE, ON_FOUR, tmp_path, num_ranks=4) == dict.fromkeys(ON_FOUR, "ok")
-
-
-@pytest.mark.multigpu
-def test_on_two_gpus(tmp_path):
-    checks = CHECKS[:-1]
-    assert run_checks(MODULE, checks, tmp_path, num_ranks=2, device="cuda") == dict.fromkeys(checks, "ok")
+    assert run_checks(TRAINING_MODULE, ON_FOUR, tmp_path, num_ranks=4) == dict.fromkeys(ON_FOUR, "ok")

@@ -27,7 +27,6 @@ from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
 from train.plan import rank_slots
 from train.step import TrainingStep
-from train.trainer import train
 
 SIZES = ((5, 6, 10), (1, 6, 10), (4, 4, 6))
 """Latent frames, rows and columns of each step's batch; the patch is (1, 2, 2)."""
@@ -168,7 +167,8 @@ def whole_values(masters: MasterWeights, ema: Ema) -> dict[str, Tensor]:
     return values
 
 
-def require_same(found: Outcome, expected: Outcome, *, rtol: float, what: str) -> None:
+def require_same(found: Outcome, expected: Outcome, *, what: str) -> None:
+    rtol = 2e-4 if torch.cuda.is_available() else 2e-5  # kernels for GPUs sum in an order that depends on the shape
     for step, (ours, theirs) in enumerate(zip(found.losses, expected.losses, strict=True)):
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol, msg=lambda m, s=step: f"{what}, loss {s}: {m}")
     assert max(abs(a / b - 1) for a, b in zip(found.norms, expected.norms, strict=True)) < 10 * rtol, (
@@ -187,7 +187,7 @@ def check_stages(ranks: Ranks, name: str, degree: int) -> None:
     expected = reference(name, ranks.device)
     for stage in (0, 1, 2, 3):
         found = trained(ranks, name, zero_stage=stage, sequence_parallel=degree)
-        require_same(found, expected, rtol=2e-5, what=f"{name} at stage {stage}, {degree} ranks a sample")
+        require_same(found, expected, what=f"{name} at stage {stage}, {degree} ranks a sample")
 
 
 def stdit_at_every_stage(ranks: Ranks, _folder: Path) -> None:
@@ -211,7 +211,7 @@ def groups_and_parts_of_a_batch(ranks: Ranks, _folder: Path) -> None:
     name, degree = "stdit-ti/2", ranks.world_size // 2
     for stage, parts in ((0, 2), (1, 2), (2, 2), (3, 2)):
         found = trained(ranks, name, zero_stage=stage, sequence_parallel=degree, gradient_accumulation=parts)
-        require_same(found, reference(name, ranks.device), rtol=2e-5, what=f"stage {stage}, {parts} parts, {degree}")
+        require_same(found, reference(name, ranks.device), what=f"stage {stage}, {parts} parts, {degree}")
 
 
 def recomputing_activations_changes_nothing(ranks: Ranks, _folder: Path) -> None:
@@ -219,7 +219,7 @@ def recomputing_activations_changes_nothing(ranks: Ranks, _folder: Path) -> None
         found = trained(
             ranks, "stdit-ti/2", zero_stage=3, sequence_parallel=ranks.world_size, activation_checkpointing=amount
         )
-        require_same(found, reference("stdit-ti/2", ranks.device), rtol=2e-5, what=amount)
+        require_same(found, reference("stdit-ti/2", ranks.device), what=amount)
 
 
 def bfloat16_keeps_float32_masters_at_every_stage(ranks: Ranks, _folder: Path) -> None:
@@ -302,6 +302,8 @@ def predicted(model: nn.Module, batch: Batch) -> Tensor:
 
 def a_run_goes_on_with_other_ranks(ranks: Ranks, folder: Path) -> None:
     """The run beside this folder, which one rank began: here at another stage, its samples shared."""
+    from train.trainer import train  # needs more packages than the other checks
+
     options = json.loads((folder.parent / "options.json").read_text())
     config = TrainConfig.of(output=folder.parent / "run", **options)
     train(config.changed(steps=3, zero_stage=3, sequence_parallel=ranks.world_size), ranks)
@@ -311,4 +313,4 @@ def a_run_goes_on_with_other_ranks(ranks: Ranks, folder: Path) -> None:
 def offloading_changes_nothing(ranks: Ranks, _folder: Path) -> None:
     for stage, what in ((1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")):
         found = trained(ranks, "stdit-ti/2", zero_stage=stage, sequence_parallel=ranks.world_size, offload=what)
-        require_same(found, reference("stdit-ti/2", ranks.device), rtol=2e-5, what=f"stage {stage}, {what}")
+        require_same(found, reference("stdit-ti/2", ranks.device), what=f"stage {stage}, {what}")

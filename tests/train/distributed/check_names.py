@@ -1,0 +1,25 @@
+"""The checks that several ranks make, by module: the same on CPUs and on GPUs."""
+
+TRAINING_MODULE = "tests.train.distributed.training_checks"
+TRAINING_CHECKS = [
+    "each_sample_sees_its_own_frames_and_captions",
+    "stdit_at_every_stage",
+    "stdit3_at_every_stage",
+    "dit_at_every_stage",
+    "plain_data_parallelism_at_every_stage",
+    "bfloat16_keeps_float32_masters_at_every_stage",
+    "the_average_can_take_the_models_place",
+    "recomputing_activations_changes_nothing",
+    "offloading_changes_nothing",
+    "a_run_goes_on_with_other_ranks",
+]
+ON_FOUR = [
+    "each_sample_sees_its_own_frames_and_captions",
+    "stdit_at_every_stage",
+    "stdit3_at_every_stage",
+    "dit_at_every_stage",
+    "groups_and_parts_of_a_batch",
+]
+
+LAYOUT_MODULE = "tests.train.distributed.layout_checks"
+LAYOUT_CHECKS = ["layouts_change_no_value_and_no_gradient", "what_cannot_be_spread_is_told"]
