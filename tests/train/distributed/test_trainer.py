@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.distributed.launch import run_checks
-from tests.train.distributed.trainer_checks import config_for
+from tests.train.distributed.trainer_checks import config_for, lines, online_config
 from train.trainer import train
 
 MODULE = "tests.train.distributed.trainer_checks"
@@ -14,6 +14,7 @@ CHECKS = [
     "a_step_that_is_no_finite_number_anywhere_is_taken_nowhere",
     "a_run_that_stops_says_once_which_sample_it_was",
     "an_evaluation_on_two_ranks_is_that_of_one",
+    "clips_encoded_online_give_each_rank_its_part_of_the_batch",
 ]
 
 
@@ -42,6 +43,13 @@ def test_an_evaluation_on_one_rank_is_that_of_two(on_two_ranks, folder, ranks):
         for name in mine:
             if name.startswith("eval"):
                 assert other[name] == pytest.approx(mine[name], rel=1e-4), name
+
+
+def test_clips_encoded_online_by_one_rank_give_the_losses_of_two(on_two_ranks, folder, ranks):
+    found = json.loads((folder / CHECKS[3] / "found.json").read_text())
+    config = online_config(folder / "online-one")
+    train(config, ranks)
+    assert found == pytest.approx([line["loss"] for line in lines(config.output)], rel=1e-5)
 
 
 @pytest.mark.multigpu

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from shared.errors import InputError
 from shared.spec import Bucket
+from tests.conftest import CLIPS
 from tests.train.synthetic_cache import write_cache
 from train.checkpoint_files import WEIGHTS_FILE, list_checkpoints
 from train.config import TrainConfig
@@ -83,3 +84,35 @@ def an_evaluation_on_two_ranks_is_that_of_one(ranks: Ranks, folder: Path) -> Non
                 if name.startswith("eval"):
                     assert other[name] == pytest.approx(mine[name], rel=1e-4), name
         (folder / "found.json").write_text(json.dumps(lines(config.output)))
+
+
+def online_config(folder: Path) -> TrainConfig:
+    """Returns a small run on clips that it encodes itself."""
+    return TrainConfig.of(
+        online=str(CLIPS / "clips.csv"),
+        buckets=("8x48x48",),
+        vae="demo:vae",
+        text_encoder="demo:t5",
+        windows_per_clip=2,
+        output=folder / "run",
+        model="stdit-ti/2",
+        model_settings=("depth=2", "hidden_size=32", "num_heads=2"),
+        precision="float32",
+        batch_size=4,
+        steps=3,
+        log_every=1,
+        num_workers=1,
+        peak_tflops=1.0,
+    )
+
+
+def clips_encoded_online_give_each_rank_its_part_of_the_batch(ranks: Ranks, folder: Path) -> None:
+    config = online_config(folder)
+    assert train(config, ranks) == 0
+    shared = config.changed(output=folder / "shared", sequence_parallel=2)
+    assert train(shared, ranks) == 0
+    if ranks.is_first:
+        found = [line["loss"] for line in lines(config.output)]
+        close = 1e-5 if ranks.device.type == "cpu" else 1e-3
+        assert [line["loss"] for line in lines(shared.output)] == pytest.approx(found, rel=close)
+        (folder / "found.json").write_text(json.dumps(found))
