@@ -1,4 +1,4 @@
-"""Every command that the README shows is one that exists and takes these options."""
+"""Every command that the README and the pages on training show is one that exists and takes these options."""
 
 import re
 import shlex
@@ -15,6 +15,8 @@ from preprocess.verify import VerifyConfig
 from shared.cache.__main__ import COMMANDS
 from storage_estimates.config import EstimateConfig
 from train.config import TrainConfig
+from train.config.command_line import parse_command_line
+from train.export import ExportConfig
 from train.sampling.config import SampleConfig
 
 ROOT = Path(__file__).parent.parent
@@ -25,13 +27,15 @@ OPTIONS: dict[str, Any] = {
     "preprocess.verify": VerifyConfig,
     "storage_estimates": EstimateConfig,
     "train": TrainConfig,
+    "train.export": ExportConfig,
     "train.sample": SampleConfig,
 }
+PAGES = ("docs/finetune.md", "docs/training.md")
 
 
-def commands() -> list[str]:
-    """Returns the lines of the README's shell blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def commands(page: str = "README.md") -> list[str]:
+    """Returns the lines of a page's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -44,6 +48,21 @@ def test_a_command_of_the_readme_is_understood(command: str) -> None:
     assert words[:3] == ["ray", "job", "submit"] or words[0] in ("torchrun", "python")
     module = words.index("-m") + 1
     tyro.cli(OPTIONS[words[module]], args=words[module + 1 :])
+
+
+@pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
+def test_a_command_of_the_pages_on_training_is_understood(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shlex.split(command)
+    module, arguments = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+    if module != "train":
+        tyro.cli(OPTIONS[module], args=arguments)
+        return
+    (tmp_path / "run.json").write_text('{"cache": "/data/cache"}')
+    (tmp_path / "mine.yaml").write_text("lr: 2e-5")
+    monkeypatch.chdir(tmp_path)
+    parse_command_line([word.replace("/data/run/run.json", "run.json") for word in arguments])
 
 
 def test_the_readme_shows_every_command_line() -> None:

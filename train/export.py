@@ -8,7 +8,6 @@ from typing import Annotated
 import tyro
 
 from shared.errors import InputError, run_entry_point
-from train.checkpoint_files import EMA_FILE, list_checkpoints
 from train.config import DEFAULTS
 from train.lora import has_lora, write_adapter
 from train.model import model_config
@@ -31,8 +30,8 @@ class ExportConfig:
     """The run's folder."""
     output: Path
     """A new folder: model.safetensors, of STDiT3 config.json too, of additions the folder adapter."""
-    ema: bool | None = None
-    """Take the moving average of the weights; by default if there is one."""
+    ema: bool = True
+    """Take the moving average of the weights, or the weights themselves."""
     checkpoint: Path | None = None
     """One of the run's checkpoints; the newest by default."""
     debug: bool = False
@@ -48,10 +47,8 @@ def export(config: ExportConfig) -> int:
     run = read_run(config.run)
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"{config.output}: is there already: expected a new or empty folder")
-    checkpoints = list_checkpoints(config.run) if config.checkpoint is None else [config.checkpoint]
-    has_average = bool(checkpoints) and (checkpoints[-1] / EMA_FILE).is_file()
-    which: Which = "ema" if (has_average if config.ema is None else config.ema) else "plain"
-    weights = read_run_weights(run, weights_file(config.run, config.checkpoint, which))
+    which: Which = "ema" if config.ema else "plain"
+    weights = read_run_weights(run, weights_file(config.run, config.checkpoint, which, otherwise="--no-ema"))
     architecture = model_config((DEFAULTS | run.config)["model"], **run.model_config)
     published = config.output if isinstance(architecture, STDiT3Config) else config.output / WEIGHTS_NAME
     write_published(published, architecture, weights.plain())

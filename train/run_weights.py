@@ -33,13 +33,14 @@ class RunWeights:
         return merged_state(self.state, scale_of(self.finetuning)) if has_lora(self.state) else self.state
 
 
-def weights_file(run: Path, checkpoint: Path | None, which: Which) -> Path:
+def weights_file(run: Path, checkpoint: Path | None, which: Which, *, otherwise: str = "--weights plain") -> Path:
     """Returns the file of a run's weights.
 
     Args:
         run: The run's folder.
         checkpoint: None: the newest.
         which: The average or the weights themselves.
+        otherwise: The option that takes the weights themselves, for the message.
 
     Raises:
         InputError: if there is none.
@@ -51,7 +52,7 @@ def weights_file(run: Path, checkpoint: Path | None, which: Which) -> Path:
         checkpoint = complete[-1]
     file = checkpoint / (EMA_FILE if which == "ema" else WEIGHTS_FILE)
     if not file.is_file():
-        hint = ", or --weights plain" if which == "ema" else ""
+        hint = f", or {otherwise}" if which == "ema" else ""
         raise InputError(f"{file}: no such file: expected a checkpoint of this run{hint}")
     return file
 
