@@ -57,6 +57,8 @@ def sample_videos(config: SampleConfig) -> int:
         head = encode_head(
             vae, config.condition, plan.bucket, source.geometry, fps=plan.fps, num_frames=config.condition_frames
         )
+    if config.decode_tiles:  # not before: it would change what the head is encoded to
+        vae.decode_in_tiles()
     formats = config.formats or (VIDEO_FORMATS if plan.bucket.num_frames > 1 else IMAGE_FORMATS)
     strips = []
     for prompt, caption in zip(plan.prompts, captions, strict=True):

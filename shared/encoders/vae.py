@@ -201,6 +201,21 @@ class VideoAutoencoder:
         frames = (pixels if self._family.is_image else pixels[0].transpose(0, 1)).float()
         return ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
+    def decode_in_tiles(self) -> None:
+        """Has :meth:`decode` take large frames in overlapping tiles, as diffusers does: less memory, and other
+        values, since norms see one tile.
+
+        For decoding alone: an autoencoder would encode in tiles, too, and give other latents.
+
+        Raises:
+            InputError: if the autoencoder's class cannot.
+        """
+        if not hasattr(self._model, "enable_tiling"):
+            raise InputError(
+                f"VAE {self._description.model!r}: {self._description.class_name} does not decode in tiles"
+            )
+        self._model.enable_tiling()
+
     def fit_micro_batch(self, bucket: Bucket) -> None:
         """Sets the micro-batch to what the GPU's memory holds of a bucket, the largest of those to come.
 

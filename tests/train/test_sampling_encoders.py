@@ -95,3 +95,14 @@ def test_parts_are_frames_chunks_or_whole_clips():
         require_slices(causal, 8)
     with pytest.raises(InputError, match="decode_frames=8: this autoencoder decodes chunks of 17 frames"):
         require_slices(chunks, 8)
+
+
+def test_large_frames_are_decoded_in_tiles_when_asked_for():
+    vae = VideoAutoencoder.load("demo:vae", posterior="mean")
+    frames = decode_window(Media(url=str(BIRD)), None, Window(start=5, num_frames=1), Bucket(1, 320, 320))
+    latent = vae.encode(frames, seed="bird")
+    whole = vae.decode(latent, 1)
+    vae.decode_in_tiles()
+    tiles = vae.decode(latent, 1)
+    assert tiles.shape == whole.shape
+    assert 0 < difference(tiles, whole) < 8

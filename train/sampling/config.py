@@ -71,6 +71,8 @@ class SampleConfig:
     decode_frames: int | None = None
     """Most frames that go through the autoencoder's decoder at once, where it can take a part of a clip; 16 by
     default."""
+    decode_tiles: bool = False
+    """Decode large frames in overlapping tiles: less memory, at a loss, see docs/diffusion.md."""
     debug: bool = False
     """Show the traceback of an error."""
 

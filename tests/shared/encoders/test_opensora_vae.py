@@ -15,6 +15,7 @@ from shared.encoders.opensora_vae import SCALE, SHIFT, TEMPORAL_CONFIG, OpenSora
 from shared.encoders.vae import VideoAutoencoder, read_geometry
 from shared.errors import InputError
 from shared.spec import Bucket, VaeGeometry, latent_shape
+from train.sampling.encoders import decode_latent
 
 SPATIAL = {
     "block_out_channels": [8, 8, 8, 8],
@@ -104,6 +105,17 @@ def test_a_clip_is_encoded_in_chunks_of_17_frames_that_do_not_see_each_other(fol
     parts = [vae.encode(frames[start : start + 17], seed="a") for start in range(0, num_frames, 17)]
     torch.testing.assert_close(latent, torch.cat(parts, dim=1), atol=1e-5, rtol=1e-5)
     assert vae.decode(latent, num_frames).shape == frames.shape
+
+
+def test_a_clip_is_decoded_chunk_by_chunk_as_whole_and_not_in_tiles(folder: str) -> None:
+    vae = VideoAutoencoder.load(folder, posterior="mean")
+    latent = vae.encode(_frames(40), seed="a")
+    whole = decode_latent(vae.decode, latent, vae.geometry, 40, decode_frames=51).astype(int)
+    parts = decode_latent(vae.decode, latent, vae.geometry, 40, decode_frames=17).astype(int)
+    assert whole.shape == parts.shape == (40, 32, 48, 3)
+    assert np.abs(whole - parts).max() <= 1
+    with pytest.raises(InputError, match="VAE .*: VideoAutoencoderPipeline does not decode in tiles"):
+        vae.decode_in_tiles()
 
 
 def test_provenance_names_shift_scale_and_chunks(folder: str) -> None:
