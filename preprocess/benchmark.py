@@ -44,7 +44,7 @@ class BenchmarkConfig:
     """For each bucket a folder of .mp4 files that go into it, the nearest aspect ratio and the most pixels first; each
     is linked under as many names as there are samples."""
     output: Path
-    """A JSON file, written anew after each job; a table is printed."""
+    """A JSON file, written anew once the encoders are measured and after each job; a table is printed."""
     buckets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TxHxW ...")] = ("64x512x512", "16x256x256")
     samples: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (576, 5800)
     """Of each bucket, a worker."""
@@ -117,6 +117,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[Rates, list[Row]]:
                 if alone is None:
                     alone, device = _alone(job, config)
                     print(json.dumps({**device, "alone": alone}, indent=2), flush=True)
+                    _write(config, device, alone, rows)
                 run = _run(job)
             rows += [
                 _row(run, bucket, alone[bucket], config, rows, decoder=decoder, workers=workers, cores=cores)

@@ -31,6 +31,7 @@ from shared.clips.decode import Frames, Postponed, refuse
 from shared.clips.plan import SampleTask, ShardTask
 from shared.clips.texts import Caption, identify
 from shared.encoders.captions import clean_caption
+from shared.encoders.t5 import Prepared
 from shared.errors import InputError
 from shared.stores.store import Store
 
@@ -81,9 +82,10 @@ class ShardEncoder:
     def embed(self, captions: Sequence[str], turn: Turn | None = None) -> Embeddings:
         """Returns the embeddings of captions, for a worker that has no T5."""
         assert self._encoders.text is not None
+        wanted = [caption for caption in captions if clean_caption(caption, self._config.cleaning)]
+        prepared = self._encoders.text.prepare(wanted)
         with turn or self.turns.next():
-            wanted = [caption for caption in captions if clean_caption(caption, self._config.cleaning)]
-            tensors = _to_host(self._encoders.text.encode(wanted)).tensors()
+            tensors = _to_host(self._encoders.text.encode_prepared(prepared)).tensors()
         lengths = tuple(len(tensor) for tensor in tensors)
         together = torch.cat(list(tensors)) if tensors else torch.empty(0, self._encoders.text.channels)
         return Embeddings(captions=tuple(wanted), lengths=lengths, together=together)
@@ -116,6 +118,7 @@ class ShardEncoder:
             sample.sample: identify(sample.captions, lambda text: clean_caption(text, self._config.cleaning))
             for sample in task.samples
         }
+        wanted = self._wanted(captions, shared, embeddings)
         usable = _Usable(task, clips, captions, self._encoders)
         finished: deque[tuple[SampleTask, Future[tuple[Row, dict[str, list[StoredArray]]]]]] = deque()
         refusals: list[Refusal] = []
@@ -138,7 +141,7 @@ class ShardEncoder:
 
         with turn or self.turns.next():
             yield Begun()
-            texts = self._texts(captions, shared, embeddings)
+            texts = self._texts(captions, wanted, shared, embeddings)
             for _, latent in self._encoders.vae.encode_each(usable.frames()):
                 sample = usable.pop()
                 host = _to_host([latent])
@@ -181,8 +184,10 @@ class ShardEncoder:
     ) -> CommittedShard:
         """Encodes and commits new texts of committed samples; those that lie somewhere already are named only."""
         stream = self._config.text_stream
+        captions = {sample.sample: sample.captions for sample in task.samples}
+        wanted = self._wanted(captions, shared)
         with turn or self.turns.next():
-            texts = self._texts({sample.sample: sample.captions for sample in task.samples}, shared, None)
+            texts = self._texts(captions, wanted, shared)
         codec = self._encoders.codecs[stream]
         rows = [
             text_row(sample.sample, stream, texts.of(sample.sample), codec, sample.generation)
@@ -200,28 +205,44 @@ class ShardEncoder:
     def encode_shared_texts(self, store: Store, task: SharedTextTask, turn: Turn | None = None) -> CommittedShard:
         """Encodes and commits texts that samples share."""
         stream = self._config.text_stream
+        captions = {caption.id: (caption,) for caption in task.captions}
+        wanted = self._wanted(captions)
         with turn or self.turns.next():
-            texts = self._texts({caption.id: (caption,) for caption in task.captions}, None, None)
+            texts = self._texts(captions, wanted)
         with self._writer(store, task.shard_id, stream, kind=SHARED_KIND) as writer:
             for caption in task.captions:
                 writer.add(*shared_text_row(stream, texts.of(caption.id)[0], self._encoders.codecs[stream]))
             return writer.commit()
 
+    def _wanted(
+        self,
+        captions: Mapping[str, tuple[Caption, ...]],
+        shared: Mapping[str, Place] | None = None,
+        embeddings: Embeddings | None = None,
+    ) -> Prepared | None:
+        """Returns what T5 is to embed here, if anything; before the turn, while the GPU is at work on other shards."""
+        if shared is not None or embeddings is not None:
+            return None
+        assert self._encoders.text is not None
+        return self._encoders.text.prepare(_names(captions))
+
     def _texts(
         self,
         captions: Mapping[str, tuple[Caption, ...]],
-        shared: Mapping[str, Place] | None,
-        embeddings: Embeddings | None,
+        wanted: Prepared | None,
+        shared: Mapping[str, Place] | None = None,
+        embeddings: Embeddings | None = None,
     ) -> "_Texts":
         """Returns the texts of each key, embedded here or elsewhere, or, if they are shared, where they lie."""
         if shared is not None:
             return _Texts(captions, shared=shared)
-        wanted = [text.caption for texts in captions.values() for text in texts]
+        names = _names(captions)
         if embeddings is None:
             assert self._encoders.text is not None
-            return _Texts(captions, names=wanted, host=_to_host(self._encoders.text.encode(wanted)))
+            assert wanted is not None
+            return _Texts(captions, names=names, host=_to_host(self._encoders.text.encode_prepared(wanted)))
         by_caption = dict(zip(embeddings.captions, embeddings.together.split(embeddings.lengths), strict=True))
-        return _Texts(captions, names=wanted, host=_to_host([by_caption[caption] for caption in wanted]))
+        return _Texts(captions, names=names, host=_to_host([by_caption[caption] for caption in names]))
 
     def _record(self) -> dict[str, Any]:
         return {"clips_root": self._clips_root, "environment": self._encoders.environment()}
@@ -234,6 +255,10 @@ class ShardEncoder:
             container=self._config.container,
             record={**self._record(), "kind": kind},
         )
+
+
+def _names(captions: Mapping[str, tuple[Caption, ...]]) -> list[str]:
+    return [text.caption for texts in captions.values() for text in texts]
 
 
 class _Usable:

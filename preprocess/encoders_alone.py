@@ -1,5 +1,7 @@
 """How fast a worker's encoders are by themselves, on shards in memory: for ``preprocess.benchmark``.
 
+Captions are tokens and clips are frames already, as a job prepares them while its GPU is at work.
+
 ``python -m preprocess.encoders_alone CONFIG SECONDS`` prints JSON, from the options of a job as JSON. It makes the
 models that the options name, of real sizes with random weights, if they are not there.
 """
@@ -59,11 +61,11 @@ def _rates(encoders: Encoders, config: PreprocessConfig, bucket: Bucket, seconds
         media = Media(url=str(manifest.parent / row["path"]))
         window = centre_window(probe(media)[0].num_frames, num_frames=bucket.num_frames, interval=1)
         frames.append(decode_window(media, None, window, bucket))
-    captions = [row["text"] for row in rows]
+    captions = encoders.text.prepare([row["text"] for row in rows])
     clips = [(str(number), frames[number % len(frames)]) for number in range(len(rows))]
 
     def text() -> None:
-        encoders.text.encode(captions)  # type: ignore[union-attr]
+        encoders.text.encode_prepared(captions)  # type: ignore[union-attr]
 
     def vae() -> None:
         for _ in encoders.vae.encode_each(clips):  # type: ignore[union-attr]

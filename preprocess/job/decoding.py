@@ -30,6 +30,9 @@ _NVDEC_TASKS_BESIDE = 4
 _CPUS_BESIDE = 0.5
 """For each of those: it waits for the GPU half of the time."""
 
+_NICENESS = 10
+"""Of threads that decode: where they fill all cores, the thread that launches a GPU's kernels goes first."""
+
 _FAREWELL_SECONDS = 3.0
 DIED, TIMED_OUT = "decoder_crashed", "decode_timeout"
 """Reasons of clips that end their decoders, or take too long."""
@@ -50,6 +53,8 @@ def _decode_samples(
     samples: Sequence[SampleTask], bucket: Bucket, *, device: Device, timeout_seconds: float
 ) -> Iterator[Frames | TimedOut]:
     """Yields the frames of each sample; one that takes too long is the last, and ends the process."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)  # of this thread; those that it starts have it too
+    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, _NICENESS))
     for sample in samples:
         try:
             frames = within(timeout_seconds, partial(decode_sample, sample, bucket, device=device))

@@ -4,6 +4,7 @@ Several shards are at hand at once: while one is being encoded, the next one's c
 before is compressed and committed. The actor holds no CPU of Ray's count: those feed the decoders.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -38,6 +39,9 @@ MOST_AT_HAND = 6
 """Of small shards, as long as the frames that are decoded ahead belong to the first of them."""
 _CALLS_AT_ONCE = MOST_AT_HAND + 2
 _REPORT_SECONDS = 2.0
+_SWITCH_SECONDS = 0.0002
+"""After which a thread lets another go on: the one that launches kernels asks for that at every launch, and would wait
+5 ms each time for one that cleans captions."""
 _PULSE = "pulse"
 """A thread of its own answers when the others are at work, or hang."""
 
@@ -99,6 +103,7 @@ class _Worker:
         from preprocess.encoders import Encoders
 
         started = time.monotonic()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         encoders = Encoders(config, role, micro_batch, on_gpu)
         self._shards = ShardEncoder(encoders, config, clips_root)
         self._submit = Submitter(config.decoder, config.decode_timeout, on_gpu=encoders.device.type == "cuda")

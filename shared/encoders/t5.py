@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +26,16 @@ BATCH_TOKENS = {"cuda": 16_384, "cpu": 2_048}
 """Most tokens a forward pass, by kind of device. Part of what decides the bytes of embeddings."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Captions as token ids: all that encoding them asks of the CPU."""
+
+    tokens: tuple[list[int], ...]
+    """Of each distinct caption, sorted by length."""
+    places: tuple[int, ...]
+    """Where in ``tokens`` each caption is."""
 
 
 class TextEncoder:
@@ -48,6 +60,7 @@ class TextEncoder:
         faster: bool = True,
     ) -> None:
         self._model, self._tokenizer, self._name, self._weights_sha256 = model, tokenizer, name, weights
+        self._tokenizing = threading.Lock()
         self.max_tokens, self.cleaning = max_tokens, cleaning
         self.measure, self.num_tokens, self.halved = contextlib.nullcontext, 0, False
         self._fast: FastT5 | None = None
@@ -155,20 +168,27 @@ class TextEncoder:
         Args:
             captions: As the manifest gives them; cleaned here.
         """
-        self.halved = False
+        return self.encode_prepared(self.prepare(captions))
+
+    def prepare(self, captions: Sequence[str]) -> Prepared:
+        """Cleans and tokenises captions; in another thread, it may run while the GPU is at work."""
         cleaned = [self.clean(caption) for caption in captions]
-        if not cleaned:
-            return []
         distinct = list(set(cleaned))
-        tokens = self.tokenize(distinct)
+        tokens = self.tokenize(distinct) if distinct else []
         in_order = sorted(zip(distinct, tokens, strict=True), key=lambda pair: (len(pair[1]), pair[0]))
-        embeddings = self.embed([ids for _, ids in in_order])
-        by_caption = dict(zip((caption for caption, _ in in_order), embeddings, strict=True))
-        return [by_caption[caption] for caption in cleaned]
+        places = {caption: place for place, (caption, _) in enumerate(in_order)}
+        return Prepared(tokens=tuple(ids for _, ids in in_order), places=tuple(places[caption] for caption in cleaned))
+
+    def encode_prepared(self, captions: Prepared) -> list[Tensor]:
+        """As :meth:`encode`."""
+        embeddings = self.embed(captions.tokens) if captions.tokens else []
+        return [embeddings[place] for place in captions.places]
 
     def tokenize(self, cleaned: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of cleaned captions, cut to the limit, the end token included."""
-        ids: list[list[int]] = self._tokenizer(list(cleaned), truncation=True, max_length=self.max_tokens)["input_ids"]
+        with self._tokenizing:
+            found = self._tokenizer(list(cleaned), truncation=True, max_length=self.max_tokens)
+        ids: list[list[int]] = found["input_ids"]
         return ids
 
     @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from preprocess.config import PreprocessConfig
-from preprocess.encode import Begun, Encoded, ShardEncoder
+from preprocess.encode import Begun, Encoded, Event, ShardEncoder
 from preprocess.encoders import Encoders
 from shared.cache.dataset import Cache, CommittedShard
 from shared.cache.ledger import Refusal
@@ -214,3 +214,30 @@ def test_a_clip_that_was_replaced_since_it_was_probed_is_not_stored_under_its_ol
     found = decode_sample(replaced, task.bucket)
     assert isinstance(found, Postponed)
     assert found.reason == "probe_outdated"
+
+
+def test_captions_become_tokens_before_a_shard_has_its_turn(
+    tmp_path: Path, encoders: Encoders, shards: ShardEncoder, task: ShardTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert encoders.text is not None
+    cache = Cache.open_or_create(tmp_path, encoders.provenance())
+    is_tokenised, tokenize = threading.Event(), encoders.text.tokenize
+    events: list[Event] = []
+
+    def noted(cleaned: Sequence[str]) -> list[list[int]]:
+        tokens = tokenize(cleaned)
+        is_tokenised.set()
+        return tokens
+
+    monkeypatch.setattr(encoders.text, "tokenize", noted)
+    before, ticket = shards.turns.next(), shards.turns.next()
+    clips = decoded(task)
+    thread = threading.Thread(
+        target=lambda: events.extend(shards.encode_shard(cache.store, task, clips, turn=ticket)), daemon=True
+    )
+    thread.start()
+    assert is_tokenised.wait(60)
+    assert not events
+    before.give_up()
+    thread.join(60)
+    assert isinstance(events[-1], CommittedShard)

@@ -1,13 +1,18 @@
 """What the driver settles by itself, without a cluster."""
 
 import io
+import os
 import pickle
+import threading
 
 import pytest
 import torch
 
 from preprocess.encode import Embeddings
+from preprocess.job.decoding import _decode_samples
 from preprocess.job.patience import patiently
+from shared.clips.deadline import within
+from shared.spec import Bucket
 from shared.stores.store import StoreBusyError
 
 
@@ -38,3 +43,17 @@ def test_a_busy_store_is_asked_again_and_then_given_up(monkeypatch: pytest.Monke
 
     with pytest.raises(StoreBusyError):
         patiently(never)
+
+
+def test_decoding_leaves_the_cores_to_whoever_feeds_a_gpu() -> None:
+    """Threads have a niceness of their own: this one decodes nothing, and cannot go back afterwards."""
+    found: list[int] = []
+
+    def decode() -> None:
+        assert not list(_decode_samples([], Bucket(1, 64, 64), device="cpu", timeout_seconds=1))
+        found.append(within(10, lambda: os.getpriority(os.PRIO_PROCESS, 0)))
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    thread.join(60)
+    assert found == [max(10, os.getpriority(os.PRIO_PROCESS, 0))]

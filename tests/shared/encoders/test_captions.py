@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from shared.encoders import captions
 from shared.encoders.captions import clean_caption
 
 
@@ -92,9 +93,75 @@ def test_bounded_rules_match_what_the_published_ones_match(caption: str, cleaned
 
 def test_time_grows_with_the_length_of_a_caption_and_not_with_its_square() -> None:
     unkind = ["a.b", "x.co@", "-.", "1a.", " ", "&#9", "<a ", "<a b='"]
-    captions = [(piece * 5000)[:4999] + end for piece in unkind for end in ("x", "\u00e9")]
-    captions += ["a1a" + "1" * 4990 + "\u00e9", "1" * 4990 + "\u00e9"]
+    unkind_captions = [(piece * 5000)[:4999] + end for piece in unkind for end in ("x", "\u00e9")]
+    unkind_captions += ["a1a" + "1" * 4990 + "\u00e9", "1" * 4990 + "\u00e9"]
     begin = time.process_time()
-    for caption in captions:
+    for caption in unkind_captions:
         clean_caption(caption, "deepfloyd")
     assert time.process_time() - begin < 1.5
+
+
+@pytest.mark.filterwarnings("ignore::bs4.MarkupResemblesLocatorWarning")
+def test_rules_that_are_passed_over_would_have_found_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions of pieces that rules look for, cleaned with every rule and every repair, and by the short way."""
+    chance = random.Random(1)
+    pieces = ["a", "fox", "Two", "3", "12", "123", "1234567", "x", "\u00d7", ".", "..", ",", "-", "--", "_", ":", " : "]
+    pieces += [
+        " ",
+        " ",
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\x1b[0m",
+        "\x00",
+        "\u00a0",
+        "\u2003",
+        "'",
+        '"',
+        "`",
+        "\u2019",
+        "\u201c",
+    ]
+    pieces += ["<person>", "http://", "https:", "http:a", "www:", "www.", "a.co", ".com", ".ru", "@", "@me", "#", "#12"]
+    pieces += ["&", "&quot", "&quot;", "&amp;", "&amp;lt;", "&#39;", "1.2.3.4", "7:15 ", "\\n", ".png", "jpg images"]
+    pieces += [
+        "free ",
+        "shipping",
+        "worldwide ",
+        "download",
+        "click for ",
+        "page ",
+        "4k",
+        "a1b2",
+        "10x20",
+        "1.5x2",
+        "+",
+    ]
+    pieces += [
+        "\ufb01",
+        "\uff21",
+        "\u4e00",
+        "\u00e9",
+        "e\u0301",
+        "\u0663",
+        "\u0130",
+        "\u00c3\u00a9",
+        "\ud83d",
+        "%20",
+        "/",
+    ]
+    every = [
+        "".join(chance.choices(pieces, k=chance.randrange(1, 14))) + chance.choice(["", "", *pieces])
+        for _ in range(2_000)
+    ]
+    short = [clean_caption(caption, "deepfloyd") for caption in every]
+
+    def substitute(text: str, rules: list[captions.Rule]) -> str:
+        for pattern, replacement, _ in rules:
+            text = pattern.sub(replacement, text)
+        return text
+
+    monkeypatch.setattr(captions, "_substitute", substitute)
+    monkeypatch.setattr(captions, "_is_plain", lambda text: False)
+    assert short == [clean_caption(caption, "deepfloyd") for caption in every]
