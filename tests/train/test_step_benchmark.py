@@ -10,7 +10,9 @@ import torch
 
 from shared.errors import InputError
 from train.benchmark import images, stdit, step_command
-from train.benchmark.step_settings import STDIT
+from train.benchmark.online import measure_online
+from train.benchmark.online_encoders import EncoderSizes, OnlineWork
+from train.benchmark.step_settings import ONLINE, STDIT
 from train.benchmark.steps import Bench, Timing, measure
 from train.benchmark.variants import FUSED, PLAIN, running_as
 from train.model import build_model, model_config
@@ -84,3 +86,23 @@ def test_the_command_writes_json_and_a_table(tmp_path: Path, ranks: Ranks, monke
 def test_an_unknown_row_is_an_error() -> None:
     with pytest.raises(InputError, match="expected part of"):
         stdit.main(["--only", "17x17"])
+
+
+def test_online_rows_stand_beside_the_cached_one_and_train_on_what_was_encoded(ranks: Ranks) -> None:
+    t5 = {"num_layers": 1, "d_ff": 32, "d_model": 16, "num_heads": 2, "d_kv": 8}
+    sizes = EncoderSizes(t5=t5, vae={"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1})
+    setting = dataclasses.replace(ONLINE[0], size=32, batch=2, frames=2)
+    rows = measure_online(setting, ranks, QUICK, overrides=TINY, sizes=sizes)
+    assert [row.variant.split(",")[0] for row in rows] == ["cached", "online", "online", "online"]
+    assert all(row.parts_ms["encoders"] > 1 for row in rows[1:])
+
+    work = OnlineWork(frames=2, size=32, batch=2, caption_tokens=9, sizes=sizes, device=torch.device("cpu"))
+    bench = Bench(setting, ranks, TINY, None)
+    seen = []
+    for way in work.ways().values():
+        bench.prepare = lambda batch, way=way: seen.append(way(batch)) or seen[-1]
+        bench.step()
+    assert seen[0].latents.shape == (2, 4, 2, 4, 4)
+    for other in seen[1:]:
+        torch.testing.assert_close(seen[0].captions, other.captions, rtol=0.02, atol=0.02)
+    bench.close()

@@ -10,6 +10,7 @@ _BENCHMARKS = {
     "loader": "train.benchmark.loader",
     "images": "train.benchmark.images",
     "stdit": "train.benchmark.stdit",
+    "online": "train.benchmark.online",
     "kernels": "train.benchmark.kernels",
 }
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from train.peak import synchronize
 
-PARTS = ("space", "time", "full", "captions", "mlp", "optimiser", "rest", "data wait")
+PARTS = ("space", "time", "full", "captions", "mlp", "optimiser", "rest", "encoders", "data wait")
 """Attention with its projections counts as a part; the rest is norms, modulation, sums, embeddings and the loss."""
 
 _PART_OF = {

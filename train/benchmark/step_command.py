@@ -60,7 +60,7 @@ def run(name: str, settings: Sequence[Setting], arguments: Sequence[str]) -> int
             if ranks.is_first:
                 print(table(rows[-len(setting.variants) :]), flush=True)
                 if config.output is not None:  # after each row: the next may take minutes
-                    _write(config.output, name, rows, ranks.world_size)
+                    write_rows(config.output, name, rows, ranks.world_size)
     return 0
 
 
@@ -84,7 +84,7 @@ def _choose(config: StepBenchmark, settings: Sequence[Setting]) -> list[Setting]
     return chosen
 
 
-def _write(output: Path, name: str, rows: list[StepRow], world_size: int) -> None:
+def write_rows(output: Path, name: str, rows: list[StepRow], world_size: int) -> None:
     on_gpu = torch.cuda.is_available()
     machine = {
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor(),

@@ -71,3 +71,9 @@ STDIT = (
     Setting(model="stdit3-xl/2", frames=16, size=256, batch=6),
 )
 """DiT against STDiT, and STDiT3."""
+
+ONLINE = (
+    Setting(model="stdit-xl/2", frames=16, size=256, batch=4, published="25k, faster T5 29k"),
+    Setting(model="stdit-xl/2", frames=16, size=512, batch=1, published="15k, faster T5 and autoencoder 23k"),
+)
+"""Encoding in front of every step. T5-XXL takes 9 GB beside the model, so batches are smaller than from a cache."""

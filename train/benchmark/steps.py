@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class Bench:
         self._lr = run.optimiser.lr
         self._batches = [self._random_batch(seed) for seed in range(_BATCHES)]
         self._taken = 0
+        self.prepare: Callable[[Batch], Batch] = _as_it_is
+        """What is done to a batch on the device before the step, such as encoding it."""
 
     @property
     def tokens(self) -> int:
@@ -164,6 +166,8 @@ class Bench:
         parts = parts or PartTimes(torch.device("cpu"))
         with parts.span("data wait"):
             batch = self._batches[self._taken % _BATCHES].to(self._ranks.device)
+        with parts.span("encoders"):
+            batch = self.prepare(batch)
         result = self._step.take(batch, self._lr)
         with parts.span("optimiser"):
             if result.applied:
@@ -211,6 +215,10 @@ class Bench:
             torch.cuda.empty_cache()
 
 
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 def measure(
     setting: Setting, ranks: Ranks, timing: Timing, *, overrides: dict[str, Any], trace: Path | None
 ) -> list[StepRow]:
@@ -231,18 +239,28 @@ def measure(
         for variant in setting.variants:
             last = depth == depths[-1]
             try:
-                row = _measure_variant(bench, variant, timing, seconds[variant.name], ranks, trace if last else None)
+                row = measure_variant(bench, variant, timing, seconds[variant.name], ranks, trace if last else None)
             except torch.OutOfMemoryError:
-                row = _failed(bench, variant, "out of memory")
+                row = failed_row(bench, variant, "out of memory")
             if last:
                 rows.append(row)
         bench.close()
     return rows
 
 
-def _measure_variant(
+def measure_variant(
     bench: Bench, variant: Variant, timing: Timing, seconds: list[float], ranks: Ranks, trace: Path | None
 ) -> StepRow:
+    """Returns the row of one variant.
+
+    Args:
+        bench: Of the setting.
+        variant: How to run it.
+        timing: How long to measure.
+        seconds: Of a step of the same variant with fewer blocks, if any; this one's are added.
+        ranks: Of the benchmark.
+        trace: A folder for a trace of one step; None keeps none.
+    """
     setting, on_gpu = bench.setting, ranks.device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
@@ -276,7 +294,7 @@ def _measure_variant(
     )
 
 
-def _failed(bench: Bench, variant: Variant, error: str) -> StepRow:
+def failed_row(bench: Bench, variant: Variant, error: str) -> StepRow:
     nan, setting = float("nan"), bench.setting
     return StepRow(
         setting=setting.name, variant=variant.name, batch=setting.batch, checkpointing=setting.checkpointing,
