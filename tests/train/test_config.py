@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 from shared.errors import InputError
 from train.__main__ import main
+from train.building import build_model
 from train.config import DEFAULTS, FREE_TO_CHANGE, TrainConfig
 from train.config.command_line import parse_command_line
 from train.config.files import value_from_json
@@ -74,7 +76,11 @@ def test_a_preset_fits_together_and_names_a_model(name):
     begin = ("--init-from", "weights.pth") if name == "finetune-24gb" else ()
     values = preset_values(name) | ({"init_from": "weights.pth"} if begin else {})
     config = TrainConfig.of(cache="c", output=Path("o"), **values)
-    model_config(config.architecture.model, **config.architecture.overrides)
+    with torch.device("meta"):
+        model = build_model(model_config(config.architecture.model, **config.architecture.overrides), config)
+    assert any(p.requires_grad for p in model.parameters())
+    trains_all = not config.finetuning.freeze and config.finetuning.lora_rank is None
+    assert all(p.requires_grad for p in model.parameters()) == trains_all
     assert parse_command_line(("--preset", name, *PLACES, *begin)).changed(preset=None) == config
 
 
