@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -114,19 +115,26 @@ class _Job:
         self._watch.log(Started(config=asdict(self._config), versions=library_versions()))
         work: Work | None = None
         pool: Pool | None = None
-        probes, tasks = self._to_probe()
-        cache = settled_cache(self._config) if tasks is None or self._are_few(tasks) else None
-        if cache is not None:
-            self._probe(probes, tasks, None)
-            work = self._plan(probes, cache)
-        if work is None or not work.is_nothing:
-            pool = Pool(self._config, self._manifest.root, self._known_micro_batch(), self._watch)
-            if work is None:
-                self._probe(probes, tasks, pool)
-            cache = self._open_cache(pool)
-        if cache is None:
-            self._tally.leave(TOLD, len(self._manifest.clips) - self._tally.pending.total())
-            return self._final_report()
+        with ExitStack() as at_end:
+            probes, tasks = self._to_probe()
+            cache = settled_cache(self._config) if tasks is None or self._are_few(tasks) else None
+            if cache is not None:
+                self._probe(probes, tasks, None)
+                work = self._plan(probes, cache)
+            if work is None or not work.is_nothing:
+                pool = Pool(self._config, self._manifest.root, self._known_micro_batch(), self._watch)
+                at_end.callback(pool.close)
+                if work is None:
+                    self._probe(probes, tasks, pool)
+                cache = self._open_cache(pool)
+            if cache is None:
+                self._tally.leave(TOLD, len(self._manifest.clips) - self._tally.pending.total())
+                return self._final_report()
+            self._do_and_tell(work, pool, probes, cache)
+        return self._final_report()
+
+    def _do_and_tell(self, work: Work | None, pool: Pool | None, probes: Probes | None, cache: Cache) -> None:
+        """Does what is to be done, and leaves the events and figures of the run in its folder."""
         run = RunFolder(cache.store)
         self._watch.attach(run)
         self._report = replace(self._report, run_url=run.url)
@@ -139,10 +147,7 @@ class _Job:
             reason, code = str(error), 2
             raise
         finally:
-            if pool is not None:
-                pool.close()
             self._close(run, reason, code)
-        return self._final_report()
 
     def _final_report(self) -> JobReport:
         """Returns the figures as they are now."""

@@ -105,7 +105,7 @@ def probe_all(
                 break
             ready, _ = ray.wait(list(running), timeout=1.0)
             moved = time.monotonic() if ready else moved
-            _check_moves(time.monotonic() - moved, resource_seconds, timeout_seconds)
+            check_moves(time.monotonic() - moved, resource_seconds, timeout_seconds)
             for reference in ready:
                 task = running.pop(reference)
                 answer = _answer(reference)
@@ -125,7 +125,7 @@ def probe_all(
     return ProbingDone(num_clips=phase.num_done, num_left=tasks.num_clips - phase.num_done, postponed=postponed)
 
 
-def _check_moves(still_seconds: float, resource_seconds: float, timeout_seconds: float) -> None:
+def check_moves(still_seconds: float, resource_seconds: float, timeout_seconds: float) -> None:
     """Raises :class:`InputError` if no task came to an end for longer than one may take and wait for a CPU."""
     running_seconds = FILES_A_TASK * timeout_seconds if cluster.has_cpus() else 0.0
     if still_seconds > resource_seconds + running_seconds:

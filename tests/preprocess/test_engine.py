@@ -87,7 +87,7 @@ def test_clips_that_take_too_long_to_decode_are_refused_and_the_job_goes_on(
     preprocess: Command, clips_folder: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    first = preprocess(*demo_options(clips_folder, cache), "--decode-timeout", 0.01)
+    first = preprocess(*demo_options(clips_folder, cache), "--decode-timeout", 0.001)
     assert first.returncode == 1, first.stderr
     assert "every clip was refused" in first.stderr
     assert "decode_timeout" in set(Cache.open(cache).read_ledger()["reason"].to_pylist())

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from preprocess.encode import Embeddings
+from preprocess.job import cluster
 from preprocess.job.decoding import _decode_samples
 from preprocess.job.patience import patiently
+from preprocess.job.probing import check_moves
 from shared.clips.deadline import within
+from shared.errors import InputError
 from shared.spec import Bucket
 from shared.stores.store import StoreBusyError
 
@@ -57,3 +60,23 @@ def test_decoding_leaves_the_cores_to_whoever_feeds_a_gpu() -> None:
     thread.start()
     thread.join(60)
     assert found == [max(10, os.getpriority(os.PRIO_PROCESS, 0))]
+
+
+@pytest.mark.parametrize(("has_cpus", "most_seconds"), [(True, 10 + 16 * 300), (False, 10)])
+def test_probing_that_stands_still_for_longer_than_its_tasks_may_take_ends_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, has_cpus: bool, most_seconds: float
+) -> None:
+    monkeypatch.setattr(cluster, "has_cpus", lambda: has_cpus)
+    monkeypatch.setattr(cluster, "what_there_is", lambda: "the cluster has nothing")
+    check_moves(most_seconds, 10, 300)
+    with pytest.raises(InputError, match="a probing task asks for a CPU, and the cluster has nothing: free some"):
+        check_moves(most_seconds + 1, 10, 300)
+
+
+def test_the_node_of_a_death_is_known_by_an_address_that_one_node_alone_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"NodeID": name, "NodeManagerAddress": address, "Alive": True} for name, address in ("a1", "b2", "c2")]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    text = "The actor died.\n\tclass_name: _Worker\n\tactor_id: 7\n\tip: {}\nThe actor never ran"
+    found = [cluster.node_of_death(RuntimeError(text.format(address))) for address in ("1", "2", "3")]
+    assert found == ["a", None, None]
+    assert cluster.node_of_death(RuntimeError("no address")) is None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def kill_head(job: subprocess.Popen[str], head: RayHead) -> None:
     """Kills all of Ray's processes at once, as if their machine were gone; the driver was on it."""
     started = [*psutil.Process(head.process_id).children(recursive=True), psutil.Process(head.process_id)]
     for process in started:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it may have ended with another
+            process.kill()
     psutil.wait_procs(started, timeout=20)
     job.kill()
 

@@ -55,6 +55,27 @@ def test_workers_that_cannot_be_placed_end_the_job_with_what_there_is_and_what_w
     assert "--resource-timeout" in line
 
 
+@pytest.mark.slow
+def test_a_cluster_without_a_cpu_for_decoding_ends_the_job_with_a_line(
+    demo_cache: Path, clips_folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(demo_cache / "probes", cache / "probes")
+    limits = ["--resource-timeout", 6, "--decode-timeout", 2]
+    with RayHead(tmp_path / "ray.log", num_cpus=0) as head:
+        job = subprocess.run(
+            [sys.executable, "-m", "preprocess", *map(str, [*demo_options(clips_folder, cache), *limits])],
+            cwd=ROOT,
+            env=head.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert job.returncode == 2, job.stderr
+    (line,) = [line for line in job.stderr.splitlines() if line.startswith("error:")]
+    assert "and the cluster has 0 GPUs, 0 free and 0 CPUs, 0 free, on 1 nodes" in line
+
+
 def test_a_worker_that_hangs_is_ended_and_its_shards_go_to_another(
     demo_cache: Path, ray_head: RayHead, clips_folder: Path, tmp_path: Path
 ) -> None:
@@ -89,7 +110,7 @@ def killer_of_encoders(node: int) -> Iterator[list[int]]:
     def kill() -> None:
         while not is_over.wait(0.5):
             for process in encoders_below(node):
-                if "libtorch" in "".join(mapped.path for mapped in process.memory_maps()):
+                if "tokenizers" in "".join(mapped.path for mapped in process.memory_maps()):
                     killed.append(process.pid)
                     process.kill()
 
