@@ -1,6 +1,8 @@
 """Who may import whom: read from the source, so that no import at run time hides from it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,8 @@ def test_the_estimator_imports_no_torch(folder: str) -> None:
 )
 def test_pure_files_import_no_torch(file: str) -> None:
     assert not any(module.split(".")[0] == "torch" for module in imported_modules(ROOT / file))
+
+
+def test_the_driver_loads_no_torch() -> None:
+    code = "import sys, preprocess.job.driver; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

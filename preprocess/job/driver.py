@@ -30,7 +30,6 @@ from shared.cache.card import write_card
 from shared.cache.dataset import Cache, Provenance, check_is_cache_or_empty
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM, PROBE_FOLDER
 from shared.cache.ledger import Refusal, write_ledger
-from shared.cache.removal import remove_samples
 from shared.cache.shared_texts import SharedTexts
 from shared.clips.decode import MENDABLE, OUTDATED, Postponed
 from shared.clips.plan import ShardTasks
@@ -176,10 +175,12 @@ class _Job:
         timeline = self._watch.timeline.to_json(now)
         run.write(TIMELINE_FILE, timeline)
         run.close()
+        if not (drawn := parse(timeline)).workers:
+            return
         try:
             from preprocess.timeline_plot import draw  # loads matplotlib: not before all else is done
 
-            run.write(_PICTURE_FILE, draw(parse(timeline)))
+            run.write(_PICTURE_FILE, draw(drawn))
         except Exception as error:  # whatever ails the picture, the job is done
             print(f"note: the timeline could not be drawn: {error}", file=sys.stderr)
 
@@ -252,6 +253,8 @@ class _Job:
         if work.num_refused_before:
             self._tally.refused[EARLIER] = work.num_refused_before
         if self._config.prune:
+            from shared.cache.removal import remove_samples  # loads torch, as all that writes rows
+
             self._report = replace(self._report, num_removed=remove_samples(cache, work.stale))
         self._watch.log(
             Planned(

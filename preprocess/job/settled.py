@@ -2,8 +2,7 @@
 
 from preprocess.config import PreprocessConfig
 from shared.cache.dataset import Cache
-from shared.cache.layout import DATASET_FILE, LATENT_STREAM
-from shared.cache.null_caption import has_null_caption
+from shared.cache.layout import DATASET_FILE, LATENT_STREAM, null_caption_file
 from shared.cache.schema import FORMAT_VERSION
 from shared.errors import InputError
 from shared.stores.open import open_store
@@ -36,7 +35,7 @@ def settled_cache(config: PreprocessConfig) -> Cache | None:
                 ours |= {"micro_batch": config.vae_micro_batch}
         else:
             ours |= {"model": config.text_encoder, "max_tokens": config.max_tokens, "cleaning": config.cleaning}
-            if not has_null_caption(cache.store, stream):
+            if cache.store.size(null_caption_file(stream)) is None:
                 return None
         if config.precision != "auto":
             ours |= {"precision": config.precision}

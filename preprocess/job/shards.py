@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
@@ -26,12 +26,14 @@ from shared.cache.dataset import Cache, CommittedShard
 from shared.cache.fragments import fragment_path, read_fragment, read_record
 from shared.cache.layout import DATASET_FILE
 from shared.cache.ledger import Refusal, write_ledger
-from shared.cache.rows import Place
 from shared.cache.shared_texts import SharedTexts
 from shared.clips.decode import Postponed
 from shared.clips.plan import ShardTask
 from shared.errors import InputError
 from shared.stores.store import StoreBusyError, StoreFullError
+
+if TYPE_CHECKING:
+    from shared.cache.rows import Place  # loads torch
 
 TOLD = "the job was told to end"
 """Why something is pending."""
@@ -158,7 +160,7 @@ class ShardPass:
         run.text = run.embeddings = None
         self._runs[news] = run
 
-    def _places(self, task: Task) -> dict[str, Place] | None:
+    def _places(self, task: Task) -> "dict[str, Place] | None":
         """Returns where the shared texts of one task lie."""
         if self._shared is None:
             return None

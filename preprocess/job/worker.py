@@ -21,7 +21,6 @@ from preprocess.schedule import Task
 from preprocess.text_plan import SharedTextTask, TextTask
 from shared.cache.dataset import CommittedShard
 from shared.cache.ledger import Refusal
-from shared.cache.rows import Place
 from shared.clips.decode import Postponed
 from shared.clips.plan import ShardTask
 from shared.errors import InputError
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from preprocess.encode import Embeddings, Event
     from preprocess.encoders import Encoders
     from preprocess.turns import Turn
+    from shared.cache.rows import Place
 
 LEAST_AT_HAND = 2
 """Shards: one that is encoded, one whose clips are being decoded."""
@@ -141,14 +141,14 @@ class _Worker:
         return self._with_figures(ShardNews()), embeddings
 
     def encode(
-        self, output: str, task: Task, shared: Mapping[str, Place] | None, embeddings: "Embeddings | None"
+        self, output: str, task: Task, shared: "Mapping[str, Place] | None", embeddings: "Embeddings | None"
     ) -> Iterator[ShardNews]:
         """Encodes and commits one shard, and says how it goes."""
         with self._at_work():
             yield from self._encode(open_store(output), task, shared, embeddings)
 
     def _encode(
-        self, store: Store, task: Task, shared: Mapping[str, Place] | None, embeddings: "Embeddings | None"
+        self, store: Store, task: Task, shared: "Mapping[str, Place] | None", embeddings: "Embeddings | None"
     ) -> Iterator[ShardNews]:
         turn = None
         try:
@@ -165,7 +165,7 @@ class _Worker:
                 turn.give_up()
 
     def _text_events(
-        self, store: Store, task: TextTask | SharedTextTask, shared: Mapping[str, Place] | None, turn: "Turn"
+        self, store: Store, task: TextTask | SharedTextTask, shared: "Mapping[str, Place] | None", turn: "Turn"
     ) -> "Iterator[Event]":
         from preprocess.encode import Begun
 

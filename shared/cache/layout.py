@@ -49,6 +49,11 @@ def is_text(stream: str) -> bool:
     return stream.startswith(TEXT_PREFIX)
 
 
+def null_caption_file(stream: str) -> str:
+    """Returns where the embedding of the empty caption is stored."""
+    return f"{NULL_FOLDER}/{stream}.safetensors"
+
+
 def shard_object(folder: str, shard_id: str, sha256: str, container: Container) -> str:
     """Returns a shard's path below the cache's root: its identity, then a hash of its bytes.
 

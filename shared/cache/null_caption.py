@@ -4,7 +4,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from shared.cache.layout import NULL_FOLDER
+from shared.cache.layout import null_caption_file
 from shared.errors import InputError
 from shared.stores.store import Store
 
@@ -12,12 +12,7 @@ from shared.stores.store import Store
 def write_null_caption(store: Store, stream: str, embedding: torch.Tensor) -> None:
     """Stores the embedding (L, D) of the empty caption, unless it is there."""
     data = safetensors.torch.save({"embedding": embedding.detach().cpu().contiguous()}, {"caption": ""})
-    store.write_if_absent(_path(stream), data)
-
-
-def has_null_caption(store: Store, stream: str) -> bool:
-    """Returns whether the embedding of the empty caption is stored."""
-    return store.size(_path(stream)) is not None
+    store.write_if_absent(null_caption_file(stream), data)
 
 
 def read_null_caption(store: Store, stream: str) -> torch.Tensor | None:
@@ -27,12 +22,10 @@ def read_null_caption(store: Store, stream: str) -> torch.Tensor | None:
         InputError: if it cannot be read.
     """
     try:
-        return safetensors.torch.load(store.read(_path(stream)))["embedding"]
+        return safetensors.torch.load(store.read(null_caption_file(stream)))["embedding"]
     except FileNotFoundError:
         return None
     except (safetensors.SafetensorError, KeyError) as error:
-        raise InputError(f"{store.url}/{_path(stream)}: not readable ({error}): run preprocess.verify") from None
-
-
-def _path(stream: str) -> str:
-    return f"{NULL_FOLDER}/{stream}.safetensors"
+        raise InputError(
+            f"{store.url}/{null_caption_file(stream)}: not readable ({error}): run preprocess.verify"
+        ) from None

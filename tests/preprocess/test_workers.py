@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,11 @@ from ray.cluster_utils import Cluster as RayCluster
 from examples.ray_head import RayHead
 from shared.cache.dataset import Cache
 from tests.preprocess.conftest import ROOT, Command, demo_options
-from tests.preprocess.test_job import shards, table
+from tests.preprocess.test_job import shards
+
+PIPED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+_QUIET_SECONDS = 60.0
+"""Longer than a node rests between deaths, and than a worker takes to start."""
 
 
 def events(cache: Path) -> list[dict[str, object]]:
@@ -124,6 +129,7 @@ def killer_of_encoders(node: int) -> Iterator[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_node_whose_workers_die_is_kept_from_work_and_the_others_go_on(
     demo_cache: Path, clips_folder: Path, tmp_path: Path
 ) -> None:
@@ -133,19 +139,32 @@ def test_a_node_whose_workers_die_is_kept_from_work_and_the_others_go_on(
         raylet = next(process for name, process in bad.live_processes() if name == "raylet")
         cache = tmp_path / "cache"
         options = [*demo_options(clips_folder, cache), "--address", cluster.address, "--shard-samples", 1]
-        options += ["--windows-per-clip", 30, "--flip"]
+        options += [
+            "--windows-per-clip",
+            30,
+            "--flip",
+            "--buckets",
+            *(f"{n}x{m}x{m}" for n in (4, 8) for m in (32, 48, 64)),
+        ]
         command = [sys.executable, "-m", "preprocess", *map(str, options)]
-        with killer_of_encoders(raylet.pid) as killed:
-            job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert job.returncode == 0, job.stderr
-        assert len(set(killed)) >= 3
+        with killer_of_encoders(raylet.pid) as killed, subprocess.Popen(command, cwd=ROOT, **PIPED) as job:
+            while len(killed) < 3:
+                assert job.poll() is None
+                time.sleep(0.2)
+            last, seen = time.monotonic(), len(killed)
+            while time.monotonic() - last < _QUIET_SECONDS and job.poll() is None:
+                time.sleep(0.2)
+                if len(killed) > seen:
+                    last, seen = time.monotonic(), len(killed)
+            job.send_signal(signal.SIGTERM)
+            output, errors = job.communicate(timeout=120)
+        assert job.returncode in (0, 3), errors
         (excluded,) = [event for event in events(cache) if event["event"] == "node_excluded"]
         assert bad.node_id[:8] in str(excluded["node"])
         assert "workers in a row died there" in str(excluded["cause"])
-        assert "nodes kept from work" in job.stdout
-        index, ledger = Cache.open(cache).read_index(), Cache.open(cache).read_ledger()
-        assert len(index) == int(table(job)["samples encoded"]) > 200
-        assert ledger["sample"].drop_null().to_pylist() == []
+        assert "nodes kept from work" in output
+        assert len(Cache.open(cache).read_index()) > 10
+        assert Cache.open(cache).read_ledger()["sample"].drop_null().to_pylist() == []
     finally:
         ray.shutdown()
         cluster.shutdown()
