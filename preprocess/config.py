@@ -124,7 +124,8 @@ class PreprocessConfig:
     text_gpus: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """GPUs for T5 alone; 0 runs T5 and the VAE on the same ones."""
     decoder: Decoder = "cpu"
-    """What decodes video: the cluster's CPUs, the decoders of its GPUs (nvdec), or both (auto)."""
+    """What decodes video: the cluster's CPUs, the decoders of its GPUs (nvdec), or both (auto). NVDEC was five times
+    slower than 16 cores, and conceals damage inside a frame that cpu refuses (docs/video.md)."""
     decode_ahead_mb: Annotated[int, tyro.conf.arg(metavar="MB")] = 2048
     """Decoded frames that wait for each worker, at most."""
     decode_timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0

@@ -78,7 +78,7 @@ def open_container(
 
     Raises:
         MediaError: if the file cannot be read, or is no container of :data:`CONTAINERS`; also if reading it fails
-            while it is open.
+            while it is open, or if ``hwaccel`` knows the codec of none of its streams.
     """
     container_options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "", "enable_drefs": "0"}
     with _named_or_opened(media, file) as (opened, protocols):
@@ -94,6 +94,10 @@ def open_container(
             raise MediaError("not_a_video", f"{media}: not a container of a video: playlists are not read") from None
         except (av.FFmpegError, OSError, MediaError) as error:
             raise refusal(media, error, "not_a_video") from None
+        except RuntimeError as error:
+            if hwaccel is None:
+                raise
+            raise MediaError("not_decodable", f"{media}: {error}") from None
         with container:
             try:
                 yield container

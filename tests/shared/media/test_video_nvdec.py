@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from shared.errors import InputError
+from shared.media import nvdec as nvdec_module
+from shared.media import video
 from shared.media.clip import Media, Window, centre_window
 from shared.media.container import open_container, video_stream
 from shared.media.nvdec import nvdec, nvdec_takes
@@ -47,6 +49,16 @@ def test_without_a_gpu_nvdec_is_refused_in_one_line(clips_folder: Path) -> None:
         decode_window(media, None, Window(start=0, num_frames=1), Bucket(1, 64, 64), device="nvdec")
 
 
+def test_a_codec_that_nvdec_does_not_know_at_all_comes_from_the_cpu(
+    clips_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "nvdec", nvdec_module._accelerator)  # which tells that without a GPU
+    on_gpu, on_cpu = _both(
+        media_of(clips_folder / "cloud_square.mkv"), Window(start=1, num_frames=5), Bucket(5, 64, 64)
+    )
+    np.testing.assert_array_equal(on_gpu, on_cpu)
+
+
 @pytest.fixture(scope="module")
 def apart() -> Iterator[ProcessPoolExecutor]:
     """A process without torch: one that uses CUDA by torch cannot have the decoder."""
@@ -63,12 +75,16 @@ def _both(media: Media, window: Window, bucket: Bucket) -> tuple[np.ndarray, np.
 
 def _first_format(media: Media) -> str | None:
     """Returns the format in which NVDEC gives a clip's first frame; None if it is not NVDEC that would decode it."""
-    with open_container(media, hwaccel=nvdec()) as container:
-        stream = video_stream(container, media)
-        if not nvdec_takes(stream):
-            return None
-        frame = next(container.decode(stream))
-        return frame.format.name if stream.codec_context.is_hwaccel else None
+    try:
+        with open_container(media, hwaccel=nvdec()) as container:
+            stream = video_stream(container, media)
+            if not nvdec_takes(stream):
+                return None
+            frame = next(container.decode(stream))
+            return frame.format.name if stream.codec_context.is_hwaccel else None
+    except MediaError as error:
+        assert "no stream is compatible" in error.detail
+        return None
 
 
 @pytest.mark.gpu
@@ -119,7 +135,7 @@ def _outcomes(media: Media) -> list[str]:
 
 
 @pytest.mark.gpu
-def test_a_damaged_clip_is_refused_for_the_reason_that_the_cpu_finds(
+def test_damage_leads_to_what_the_cpu_finds_but_inside_a_frame_where_nvdec_conceals_it(
     apart: ProcessPoolExecutor, clips_folder: Path, tmp_path: Path
 ) -> None:
     content = (clips_folder / "towers_teal.mp4").read_bytes()
@@ -128,7 +144,9 @@ def test_a_damaged_clip_is_refused_for_the_reason_that_the_cpu_finds(
         path = tmp_path / f"damaged-{place}.mp4"
         path.write_bytes(content[: place // 2] if place % 2 else content[:place] + bytes(64) + content[place + 64 :])
         found[place] = apart.submit(_outcomes, media_of(path)).result()
-    assert all(on_gpu == on_cpu for on_gpu, on_cpu in found.values()), found
+    differing = {(on_gpu, on_cpu) for on_gpu, on_cpu in found.values() if on_gpu != on_cpu}
+    assert differing <= {("(8, 64, 64, 3)", "frames_missing")}, found
+    assert len({on_cpu for _, on_cpu in found.values()}) >= 3, found
 
 
 def _differing(path: str) -> int:
