@@ -27,9 +27,16 @@ def _tiny(name: str, **changes: object) -> object:
     return dataclasses.replace(setting, size=32, batch=2, **changes)
 
 
-@pytest.mark.parametrize("name", ["stdit-xl/2 16x256", "dit-xl/2 16x256", "stdit3-xl/2 16x256"])
-def test_every_variant_of_a_row_is_measured_with_its_parts(name: str, ranks: Ranks, tmp_path: Path) -> None:
-    rows = measure(_tiny(name, variants=(PLAIN, FUSED)), ranks, QUICK, overrides=TINY, trace=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [("stdit-xl/2 16x256", "full"), ("dit-xl/2 16x256", "none"), ("stdit3-xl/2 16x256", "selective")],
+)
+def test_every_variant_of_a_row_is_measured_with_its_parts(
+    name: str, checkpointing: str, ranks: Ranks, tmp_path: Path
+) -> None:
+    rows = measure(
+        _tiny(name, variants=(PLAIN, FUSED), checkpointing=checkpointing), ranks, QUICK, overrides=TINY, trace=tmp_path
+    )
     assert [row.variant for row in rows] == ["plain", "ours"]
     for row in rows:
         assert row.samples_per_second * row.step_ms / 1000 == pytest.approx(2)
