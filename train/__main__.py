@@ -30,6 +30,11 @@ def dry_run(config: TrainConfig, ranks: Ranks) -> int:
 
 def main() -> int:
     """Returns the exit code of a run with the settings of the command line."""
+    debug = "--debug" in sys.argv
+    return run_entry_point(lambda: _with_ranks(debug), debug=debug)
+
+
+def _with_ranks(debug: bool) -> int:
     with join_ranks() as ranks:
 
         def run() -> int:
@@ -44,7 +49,7 @@ def main() -> int:
 
             return train(config, ranks)
 
-        return run_entry_point(run, debug="--debug" in sys.argv)
+        return run_entry_point(run, debug=debug)  # within: the other ranks leave after the first has said what is wrong
 
 
 if __name__ == "__main__":

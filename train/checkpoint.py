@@ -106,6 +106,7 @@ class Checkpointer:
             return 0
         newest = checkpoints[-1]
         state = self._ranks.agree(lambda: self._checked(newest))
+        self._ranks.agree(lambda: self._require_same_model(newest))  # of files that the ranks found intact
         for name, parts in self._sharded_files().items():
             self._read(newest / name, parts)
         self._masters.set_steps(state["optimizer_steps"])
@@ -216,6 +217,9 @@ class Checkpointer:
             if name not in names:
                 raise InputError(f"{checkpoint}: found no {name} there: was it saved by a run with other settings?")
         require_intact(checkpoint, names[self._ranks.rank :: self._ranks.world_size])
+        return state
+
+    def _require_same_model(self, checkpoint: Path) -> None:
         with safe_open(checkpoint / WEIGHTS_FILE, "pt") as file:
             for name, shape in self._masters.shapes.items():
                 found = tuple(file.get_slice(name).get_shape()) if name in file.keys() else None  # noqa: SIM118
@@ -224,7 +228,6 @@ class Checkpointer:
                         f"{checkpoint / WEIGHTS_FILE}: found {name} of shape {found}, expected {tuple(shape)}: "
                         "the weights of another model"
                     )
-        return state
 
     def _read(self, path: Path, by_prefix: Mapping[str, Mapping[str, Tensor]]) -> None:
         with safe_open(path, "pt") as file:

@@ -49,7 +49,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint / STATE_FILE
     try:
         state: dict[str, Any] = json.loads(file.read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+    except (FileNotFoundError, ValueError) as error:
         raise InputError(
             f"{file}: cannot be read ({error}): is this folder on a file system that all nodes share? A damaged "
             "checkpoint may be deleted; the run then goes on from the one before"

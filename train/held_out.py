@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shared.cache.dataset import Cache
+from shared.errors import InputError
+from shared.spec import Bucket
 from train.chosen_rows import Selection
 from train.config import TrainConfig
 from train.data import Batch
 from train.loader import load_batches
-from train.plan import BatchPlan, select_buckets
+from train.plan import BatchPlan
 from train.rank_batches import LoaderJob
 from train.sample_index import SampleIndex
 
@@ -40,8 +42,15 @@ class FixedSamples:
         assert config.cache is not None
         selection = Selection(where=data.where, holdout=data.holdout, held_out_side=held_out)
         index = SampleIndex.open(Cache.open(config.cache), selection, local_cache=data.local_cache)
-        held = {name for name in data.buckets if any(str(bucket) == name for bucket in index.buckets)}
-        buckets = select_buckets(index.buckets, tuple(held) if held else ())
+        buckets = index.buckets
+        if data.buckets:  # what is held out need not have all of them
+            wanted = {Bucket.parse(name) for name in data.buckets}
+            buckets = {bucket: rows for bucket, rows in index.buckets.items() if bucket in wanted}
+        if not buckets:
+            raise InputError(
+                f"holdout={data.holdout}: no sample of {', '.join(data.buckets)} is held out, but of "
+                f"{', '.join(map(str, sorted(index.buckets)))}: hold out more, or train on more --buckets"
+            )
         plan = BatchPlan(buckets, batch_sizes=dict.fromkeys(buckets, 1), seed=config.seed)
         return cls(index=index, plan=plan, number=min(number, plan.num_samples), config=config)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InputError
-from shared.stores.files import durable_file, publish, temporary_path
+from shared.stores.files import durable_file, explained, make_folder, publish, temporary_path
 from train.config import DEFAULTS, FREE_TO_CHANGE
 from train.model.config import ModelConfig
 
@@ -54,7 +54,7 @@ def read_run(folder: Path) -> RunDescription:
         raise InputError(f"{folder}: found no {RUN_FILE}: expected the output folder of a training run")
     try:
         return RunDescription(**json.loads(file.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{file}: not the description of a run ({error})") from None
 
 
@@ -78,7 +78,8 @@ def open_run(folder: Path, description: RunDescription) -> None:
     require_same_run(folder, description)
     if (folder / RUN_FILE).exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained("making the run's folder", folder=folder):
+        make_folder(folder)
     write_durably(folder / RUN_FILE, (json.dumps(asdict(description), indent=2) + "\n").encode())
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,11 +59,21 @@ def weights_file(run: Path, checkpoint: Path | None, which: Which, *, otherwise:
 
 
 def read_run_weights(description: RunDescription, file: Path) -> RunWeights:
-    """Returns the weights of a checkpoint's file."""
+    """Returns the weights of a checkpoint's file.
+
+    Raises:
+        InputError: if it is damaged.
+    """
     names = FinetuningOptions.__dataclass_fields__
     options: dict[str, Any] = DEFAULTS | description.config
     finetuning = FinetuningOptions(**{name: value_from_json(name, options[name]) for name in names})
-    return RunWeights(file=file, state=load_file(file), finetuning=finetuning)
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{file}: cannot be read ({' '.join(str(error).split())}): choose another of the run's checkpoints"
+        ) from None
+    return RunWeights(file=file, state=state, finetuning=finetuning)
 
 
 def load_run_model(description: RunDescription, file: Path) -> DiffusionTransformer:

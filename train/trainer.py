@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from shared.errors import InputError
 from train.batches import open_batches
 from train.boards import open_boards
 from train.building import begin_with, build_model
@@ -43,6 +44,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     trainer = Trainer(run, ranks)
     ranks.agree(lambda: begin_run(run) if ranks.is_first else None)
     first_step = trainer.checkpointer.restore_newest()
+    ranks.agree(lambda: _require_steps_left(first_step, config))
     peak = find_peak(ranks.device, run.dtype, config.log.peak_tflops)
     log = None
     if ranks.is_first:
@@ -55,6 +57,15 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     if ranks.is_first:
         print(f"ended at a signal after {taken} of {config.steps} steps: run it again to go on", flush=True)
     return STOPPED
+
+
+def _require_steps_left(first_step: int, config: TrainConfig) -> None:
+    """Raises :class:`InputError` if a run has gone on for longer than it is asked to."""
+    if first_step > config.steps:
+        raise InputError(
+            f"steps={config.steps}: the run in {config.output} has taken {first_step} already: use more, or begin "
+            "another in a new --output"
+        )
 
 
 def _require_memory(run: CheckedRun, ranks: Ranks) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from shared.errors import InputError
+from shared.spec import Bucket
 from tests.train.conftest import BUCKETS
 from tests.train.fake_encoders import use_fake_encoders
 from tests.train.synthetic_cache import write_cache
@@ -70,6 +71,14 @@ def test_held_out_samples_are_none_that_a_run_trains_on(ranks, small_config):
     assert len(names["a"]) == held.number == 9 - train_index.num_samples
     assert len(names["b"]) == train_index.num_samples
     assert not names["a"] & names["b"]
+
+
+def test_a_run_is_not_judged_on_sizes_that_it_does_not_train_on(ranks, small_config, tmp_path):
+    write_cache(tmp_path / "cache", {Bucket(2, 32, 32): 40})
+    write_cache(tmp_path / "cache", {Bucket(3, 32, 48): 1}, seed=1)
+    config = small_config.changed(cache=str(tmp_path / "cache"), buckets=("3x32x48",), batch_size=1, holdout="10%")
+    with pytest.raises(InputError, match=r"holdout=10%: no sample of 3x32x48 is held out, but of 2x32x32: hold out"):
+        train(config.changed(evaluate_every=1), ranks)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from shared.errors import InputError
 from tests.train.test_command_line import ENVIRONMENT, MODEL, metrics_of
+from train.__main__ import main
 from train.parallel.launchers import first_node, ranks_from_slurm
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,16 @@ def test_a_given_address_is_kept_and_missing_variables_are_named():
         ranks_from_slurm({name: value for name, value in STEP.items() if name != "SLURM_LOCALID"})
     with pytest.raises(InputError, match="names no node: set MASTER_ADDR"):
         first_node("")
+
+
+def test_a_step_that_does_not_say_all_of_it_ends_in_one_line(monkeypatch, capsys):
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_LOCALID")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("error: this is a task of a Slurm step without SLURM_LOCALID")
 
 
 @pytest.mark.parametrize(

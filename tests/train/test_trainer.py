@@ -133,6 +133,41 @@ def test_a_damaged_checkpoint_is_refused_and_the_run_goes_on_without_it(ranks, s
     assert [checkpoint.name for checkpoint in list_checkpoints(config.output)] == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[1]"], ids=["no text", "a list"])
+def test_a_damaged_description_of_a_checkpoint_or_a_run_is_told_in_one_line(ranks, small_config, content):
+    config = small_config.changed(steps=1)
+    train(config, ranks)
+    state = list_checkpoints(config.output)[-1] / STATE_FILE
+    state.write_bytes(content)
+    with pytest.raises(InputError, match=f"{state}: cannot be read"):
+        train(config, ranks)
+    (config.output / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match="run.json: not the description of a run"):
+        train(config, ranks)
+
+
+def test_weights_that_are_damaged_are_not_begun_with(ranks, small_config):
+    config = small_config.changed(steps=1)
+    train(config, ranks)
+    weights = list_checkpoints(config.output)[-1] / EMA_FILE
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match=f"{weights}: cannot be read .*: choose another"):
+        train(config.changed(init_from=str(config.output), output=config.output.with_name("other")), ranks)
+
+
+def test_a_run_that_has_gone_on_for_longer_than_it_is_asked_to_says_so(ranks, small_config):
+    train(small_config.changed(steps=2), ranks)
+    assert train(small_config.changed(steps=2), ranks) == 0  # nothing is left to do
+    with pytest.raises(InputError, match=r"steps=1: the run in .* has taken 2 already: use more"):
+        train(small_config.changed(steps=1), ranks)
+
+
+def test_an_output_that_cannot_be_made_is_told_in_one_line(ranks, small_config, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=f"{tmp_path}/file/run: file exists while making the run's folder"):
+        train(small_config.changed(output=tmp_path / "file" / "run"), ranks)
+
+
 def test_a_checkpoint_of_an_older_format_is_named(ranks, small_config):
     train(small_config.changed(steps=1), ranks)
     (list_checkpoints(small_config.output)[-1] / STATE_FILE).write_text('{"step": 1, "world_size": 2}')
@@ -184,6 +219,11 @@ def test_a_run_folder_of_another_run_is_refused_and_both_values_are_named(ranks,
         ({"cache": "/nowhere"}, "/nowhere: found no dataset.json"),
         ({"model": "stdit-xxl/2"}, "unknown model 'stdit-xxl/2': choose from"),
         ({"model_settings": ("depth",)}, "--set depth: expected NAME=VALUE"),
+        (
+            {"model_settings": ("hidden_size=32", "mlp_ratio=0.01")},
+            "mlp_ratio=0.01: expected a number of at least 1 / 32",
+        ),
+        ({"model_settings": ("mlp_ratio=1e999",)}, "mlp_ratio=inf: expected a number"),
         ({"model_settings": ("in_channels=3",)}, "--set in_channels=3: the cache decides it"),
         ({"model_settings": ("num_classes=7",), "model": "dit-ti/2"}, "--set num_classes=7: a cache has captions"),
         ({"model_settings": ("pred_sigma=false",)}, "pred_sigma=false: the loss teaches the variance too"),
@@ -208,6 +248,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(ranks, small_confi
 def test_settings_that_cannot_be_are_refused():
     for changes, message in [
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"lr": float("inf")}, "lr=inf: expected more than 0, and a finite number"),
         ({"lr": 0.0}, "lr=0.0: expected more than 0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"zero_stage": 0, "gradient_accumulation": 2}, "add gradients up in bfloat16 at zero_stage=0"),

@@ -1,5 +1,6 @@
 """What the groups of options share: the mark of those that may change, and checks that name what was found."""
 
+import math
 from typing import Annotated, Any, TypeVar
 
 from shared.errors import InputError
@@ -20,8 +21,8 @@ def require_at_least(options: Any, least: int, *names: str) -> None:
 
 
 def require_positive(options: Any, *names: str) -> None:
-    """Raises :class:`InputError` for an option that is not above 0; None is left alone."""
+    """Raises :class:`InputError` for an option that is not finite and above 0; None is left alone."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise InputError(f"{name}={value}: expected more than 0")
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name}={value}: expected more than 0{', and a finite number' * (value == math.inf)}")

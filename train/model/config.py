@@ -1,5 +1,6 @@
 """What determines a model, checked, and free of torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -38,8 +39,8 @@ class ModelConfig:
         for name in ("in_channels", "hidden_size", "depth", "num_heads", "caption_channels", "model_max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least 1")
-        if not self.mlp_ratio > 0:
-            raise InputError(f"mlp_ratio={self.mlp_ratio}: expected more than 0")
+        if not 1 <= self.hidden_size * self.mlp_ratio < math.inf:
+            raise InputError(f"mlp_ratio={self.mlp_ratio}: expected a number of at least 1 / {self.hidden_size}")
         for name in ("input_size", "patch_size"):
             if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
                 raise InputError(f"{name}={list(getattr(self, name))}: expected three numbers of at least 1")

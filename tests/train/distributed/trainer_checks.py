@@ -71,6 +71,20 @@ def a_run_that_stops_says_once_which_sample_it_was(ranks: Ranks, folder: Path) -
     ranks._failed_together = False
 
 
+def a_damaged_checkpoint_is_told_once_whichever_rank_looks_at_it(ranks: Ranks, folder: Path) -> None:
+    config = config_for(ranks, folder, broken=0).changed(steps=1)
+    train(config, ranks)
+    weights = list_checkpoints(config.output)[-1] / WEIGHTS_FILE
+    if ranks.is_first:
+        weights.write_bytes(weights.read_bytes()[:1000])
+    ranks.barrier()
+    with pytest.raises(InputError if ranks.is_first else SystemExit) as raised:
+        train(config, ranks)
+    if ranks.is_first:
+        assert f"{weights}: found" in str(raised.value)
+    ranks._failed_together = False
+
+
 def an_evaluation_on_two_ranks_is_that_of_one(ranks: Ranks, folder: Path) -> None:
     common = {"holdout": "60%", "evaluate_samples": 5, "steps": 2, "precision": "float32"}
     config = config_for(ranks, folder, broken=0).changed(evaluate_every=1, **common)
