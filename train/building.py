@@ -77,6 +77,8 @@ def _choose_trained(model: DiffusionTransformer, options: FinetuningOptions) -> 
             raise InputError(f"freeze={module}: the model has no such module: choose from {', '.join(modules)}")
         for parameter in frozen:
             parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"freeze={' '.join(options.freeze)}: nothing is left to train: name fewer modules")
 
 
 def _without_additions(model: DiffusionTransformer) -> DiffusionTransformer:

@@ -123,6 +123,11 @@ def plan_run(
         class_dropout_prob=config.diffusion.caption_dropout,
     )
     diffusion = config.diffusion
+    if diffusion.mask_ratios and architecture.patch_size[0] != 1:
+        raise InputError(
+            f"mask_ratios={' '.join(diffusion.mask_ratios)}: patches of {architecture.patch_size[0]} frames cannot be "
+            "given in part: use a patch_size of one frame, or leave it out"
+        )
     objective = create_objective(
         diffusion.objective,
         model=config.architecture.model,

@@ -117,6 +117,10 @@ def test_additions_train_in_bfloat16_at_every_stage_and_frozen_modules_stay(rank
     assert changed == {"blocks", "t_embedder", "t_block", "final_layer"}
 
 
+MODULES = ("x_embedder", "t_embedder", "t_block", "y_embedder", "blocks", "final_layer")
+"""All of an STDiT's."""
+
+
 def test_weights_that_do_not_fit_are_told_in_one_line(ranks, trained, small_config, tmp_path):
     wide = write_cache(tmp_path / "wide", BUCKETS, latent_channels=4)
     file = exported(trained, tmp_path / "out")
@@ -132,6 +136,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(ranks, trained, small_conf
         ({"init_from": str(tmp_path / "nowhere.pth")}, "no such file or folder"),
         ({"init_from": str(file), "reinit": ("nothing",)}, "reinit='nothing': the model has no such module"),
         ({"freeze": ("nothing",)}, "freeze=nothing: the model has no such module: choose from"),
+        ({"freeze": MODULES}, "freeze=x_embedder .*: nothing is left to train: name fewer modules"),
     ]
     for changes, complaint in cases:
         with pytest.raises(InputError, match=complaint) as raised:

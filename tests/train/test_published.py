@@ -217,7 +217,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     (tmp_path / "folder").mkdir()
+    for name, content in (("binary", b"\xff\xfe"), ("list", b"[1]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_bytes(content)
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
     for name, message in [
+        ("binary", "config.json cannot be read"),
+        ("list", "config.json cannot be read .it holds a list"),
         ("cut.safetensors", "not a readable file of weights"),
         ("cut.pth", "not a readable file of weights|holds Python objects"),
         ("notes.txt", "expected a file ending in .safetensors"),

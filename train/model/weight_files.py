@@ -53,7 +53,9 @@ def read_weights(source: str | Path) -> WeightFile:
     if config_file is not None:
         try:
             config = json.loads(config_file.read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            if not isinstance(config, dict):
+                raise ValueError(f"it holds a {type(config).__name__}")
+        except (OSError, ValueError) as error:
             raise InputError(f"{name}: {_FOLDER_CONFIG} cannot be read ({error})") from None
     try:
         values = load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from shared.cache.ledger import Refusal
+from train.run_folder import write_durably
 
 
 class OnlineLedger:
@@ -16,10 +17,15 @@ class OnlineLedger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._samples = {json.loads(line)["sample"] for line in self._lines()}
+        self._samples = {json.loads(line)["sample"] for line in self._whole_lines().splitlines()}
 
-    def _lines(self) -> list[str]:
-        return self.path.read_text().splitlines() if self.path.exists() else []
+    def _whole_lines(self) -> bytes:
+        """Returns the lines of the file, which loses what a process that was killed left of another."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            write_durably(self.path, whole)
+        return whole
 
     def __contains__(self, sample: str) -> bool:
         return sample in self._samples

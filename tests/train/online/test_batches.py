@@ -11,6 +11,7 @@ import torch
 
 from preprocess.config import PreprocessConfig
 from shared.cache.dataset import Cache
+from shared.cache.ledger import Refusal
 from shared.errors import InputError
 from tests.train.online.encoded_cache import encode_cache
 from train.chosen_rows import Selection
@@ -21,6 +22,7 @@ from train.online.batches import OnlineJob, online_batches
 from train.online.encoders import OnlineEncoders
 from train.online.encoding import OnlineEncoding
 from train.online.index import OnlineIndex, open_probes, probe_manifest, read_clips
+from train.online.ledger import OnlineLedger
 from train.plan import BatchPlan
 from train.rank_batches import LoaderJob
 from train.sample_index import IndexedSamples, SampleIndex
@@ -224,6 +226,20 @@ def test_a_clip_that_cannot_be_decoded_ends_the_run_or_is_replaced_alike_on_any_
         ):
             assert found.samples == expected.samples[2 * rank : 2 * rank + 2]
             assert torch.equal(found.latents, expected.latents[2 * rank : 2 * rank + 2])
+
+
+def test_a_ledger_reads_what_a_killed_process_left_of_it_and_any_character(tmp_path):
+    file = tmp_path / "refused.jsonl"
+    refusal = Refusal(
+        source="a\u2028b.mp4", source_version="1", bucket="8x48x48", sample="one", reason="corrupt", detail="bad \x85"
+    )
+    OnlineLedger(file).add(refusal)
+    with file.open("a") as half:
+        half.write('{"source": "c.mp4", "sam')
+    again = OnlineLedger(file)
+    assert "one" in again
+    again.add(dataclasses.replace(refusal, sample="two"))
+    assert all(name in OnlineLedger(file) for name in ("one", "two"))
 
 
 def test_rows_and_clips_that_cannot_be_used_are_told_with_their_reasons(clips_folder, tmp_path):
