@@ -1,5 +1,6 @@
 """Where a run's numbers and pictures are shown: TensorBoard's files, Weights & Biases."""
 
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -66,8 +67,14 @@ class _WandB:
 
     def __init__(self, project: str, run: Path, config: Mapping[str, Any]) -> None:
         self._wandb = importlib.import_module("wandb")
+        place = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]  # many a folder is called "run"
         self._run = self._wandb.init(
-            project=project, dir=str(run), name=run.name, id=run.name, resume="allow", config=dict(config)
+            project=project,
+            dir=str(run),
+            name=run.name,
+            id=f"{run.name}-{place}",
+            resume="allow",
+            config=dict(config),
         )
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ from train.config.files import value_from_json
 from train.lora import has_lora, merged_state, scale_of
 from train.model import create_model
 from train.model.transformer import DiffusionTransformer
-from train.run_folder import RunDescription
+from train.run_folder import RUN_FILE, RunDescription
 
 Which = Literal["ema", "plain"]
 
@@ -44,8 +44,11 @@ def weights_file(run: Path, checkpoint: Path | None, which: Which, *, otherwise:
         otherwise: The option that takes the weights themselves, for the message.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or the checkpoint is another run's.
     """
+    own = None if checkpoint is None else checkpoint / RUN_FILE
+    if own is not None and own.is_file() and own.read_bytes() != (run / RUN_FILE).read_bytes():
+        raise InputError(f"{checkpoint}: a checkpoint of another run than {run}: name its own run's folder")
     if checkpoint is None:
         complete = list_checkpoints(run)
         if not complete:

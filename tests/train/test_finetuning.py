@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from shared.errors import InputError
 from tests.train.conftest import BUCKETS
-from tests.train.synthetic_cache import MAX_TOKENS, TEXT_CHANNELS, write_cache
+from tests.train.synthetic_cache import TEXT_CHANNELS, write_cache
 from train.building import begin_with, build_model
 from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
 from train.config import FinetuningOptions
@@ -178,4 +178,6 @@ def test_nothing_is_exported_over_what_is_there(trained, tmp_path):
         export(ExportConfig(run=trained.output, output=tmp_path))
     with pytest.raises(InputError, match="no such file: expected a checkpoint of this run, or --no-ema"):
         export(ExportConfig(run=trained.output, output=tmp_path / "o", checkpoint=tmp_path, ema=True))
-    assert MAX_TOKENS == 10
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="a checkpoint of another run than"):
+        export(ExportConfig(run=trained.output, output=tmp_path / "o", checkpoint=tmp_path, ema=True))

@@ -1,7 +1,11 @@
 """Speed and utilisation."""
 
 import json
+import sys
+import types
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +33,39 @@ def test_tensorboard_that_is_missing_is_named_with_the_way_to_install_it(monkeyp
         with pytest.raises(InputError, match=rf"--{name}: .* not installed: pip install 'latentmill\[{name}\]'"):
             require_boards(options)
     require_boards(LogOptions())
+
+
+class FakeWandB(types.ModuleType):
+    """What of the package is called, kept."""
+
+    Video = staticmethod(lambda file, caption: (file, caption))
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.runs: list[dict[str, Any]] = []
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+
+    def init(self, **settings: Any) -> "FakeWandB":
+        self.runs.append(settings)
+        return self
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged.append((step, values))
+
+
+def test_weights_and_biases_keeps_runs_apart_and_goes_on_with_one(monkeypatch, tmp_path):
+    fake = FakeWandB()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    options = LogOptions(wandb="mine")
+    for place, first_step in (("a/run", 0), ("b/run", 0), ("a/run", 5)):
+        (board,) = open_boards(options, tmp_path / place, {"lr": 0.1}, first_step)
+    one, other, again = fake.runs
+    assert one == again
+    assert one["id"] != other["id"]
+    assert (one["project"], one["name"], one["resume"], one["config"]) == ("mine", "run", "allow", {"lr": 0.1})
+    board.numbers(6, {"loss": 0.5})
+    board.clip(6, "bird", np.zeros((2, 2, 3), np.uint8), tmp_path / "bird.mp4", "A bird.")
+    assert fake.logged == [(6, {"loss": 0.5}), (6, {"previews/bird": (str(tmp_path / "bird.mp4"), "A bird.")})]
 
 
 def test_peaks_are_given_looked_up_or_measured():
