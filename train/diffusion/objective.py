@@ -194,26 +194,6 @@ def _refuse(name: str, **settings: object) -> None:
             raise InputError(f"{setting}={value} does nothing with objective={name}: leave it out")
 
 
-@torch.no_grad()
-def losses_at(
-    objective: Objective,
-    denoise: Denoiser,
-    x0: Float[Tensor, "B C T H W"],
-    u: Float[Tensor, " B"],
-    noise: Float[Tensor, "B C T H W"],
-) -> LossTerms:
-    """Returns the losses of samples at given draws, without gradients: the same numbers for the same weights.
-
-    Args:
-        objective: What the model is trained for.
-        denoise: The model, with its conditions, in evaluation mode.
-        x0: Latents, float32.
-        u: Of [0, 1), float64; see :func:`bucket_draws`.
-        noise: Standard normal, float32.
-    """
-    return objective.loss(denoise, x0, u, noise)
-
-
 def bucket_draws(num_buckets: int) -> Float[Tensor, " N"]:
     """Returns the draws in the middle of ``num_buckets`` equal shares of training, from the least noisy on, float64."""
     return (torch.arange(num_buckets, dtype=torch.float64) + 0.5) / num_buckets

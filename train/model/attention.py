@@ -15,7 +15,7 @@ Letters: B batch, N queries, M keys, H heads, D width of a head.
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,6 @@ from train.ops.reference import kernel_wanted
 
 AttentionBackend = Literal["flash-attn", "cudnn", "flash", "efficient", "math"]
 """flash-attn is the package of that name; the others are kernels of PyTorch's scaled_dot_product_attention."""
-
-ATTENTION_BACKENDS: tuple[AttentionBackend, ...] = get_args(AttentionBackend)
 
 _SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
