@@ -1,6 +1,7 @@
 """What a run reports: losses, speed, and how much of the hardware's arithmetic it uses."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -161,7 +162,8 @@ class MetricsLog:
         self._add({"step": step, **values})
 
     def _add(self, values: Mapping[str, float]) -> None:
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
         with open(self._file, "a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(line) + "\n")
         for board in self.boards:
             board.numbers(int(values["step"]), {name: value for name, value in values.items() if name != "step"})

@@ -63,6 +63,7 @@ def test_steps_that_are_left_out_change_nothing_and_are_counted(ranks, small_con
     steps = lines(config.output)
     left_out = [line["step"] for line in steps if line["nan_steps"]]
     assert 0 < len(left_out) < 12
+    assert [line["step"] for line in steps if line["loss"] is None] == left_out  # NaN is no JSON
     assert capsys.readouterr().out.count("left out, the weights stay as they were") == len(left_out)
     weights = [load_file(checkpoint / WEIGHTS_FILE) for checkpoint in list_checkpoints(config.output)]
     for step in range(2, 13):
@@ -76,7 +77,7 @@ def test_too_many_in_a_row_end_the_run(ranks, small_config, cache):
     config = small_config.changed(
         cache=cache.url, buckets=(str(BROKEN),), batch_size=3, steps=9, on_nan="skip", max_nan_steps=3
     )
-    with pytest.raises(InputError, match=r"step 3: .*, the 3th such step in a row; the run goes on from its beginning"):
+    with pytest.raises(InputError, match=r"step 3: .*, as in 3 steps in a row; the run goes on from its beginning"):
         train(config, ranks)
 
 

@@ -218,7 +218,7 @@ def _cache(config: CodecLossBenchmark, pair: str) -> Path:
 
 
 def _losses(config: CodecLossBenchmark, ranks: Ranks, name: str, **options: Any) -> list[float]:
-    """Returns the loss of each step of a run; a run that is complete is not repeated."""
+    """Returns the loss of each step of a run. One that is complete is not repeated, if it had the same options."""
     from train.trainer import train
 
     output = config.folder / name
@@ -236,8 +236,7 @@ def _losses(config: CodecLossBenchmark, ranks: Ranks, name: str, **options: Any)
         "peak_tflops": 1.0,
         "num_workers": 1,
     }
-    if not (output / METRICS_FILE).exists() or len((output / METRICS_FILE).read_text().splitlines()) < config.steps:
-        train(TrainConfig.of(**(base | options)), ranks)
+    train(TrainConfig.of(**(base | options)), ranks)
     rows = map(json.loads, (output / METRICS_FILE).read_text().splitlines())
     return [row["loss"] for row in rows if "loss" in row]
 
