@@ -208,6 +208,16 @@ def test_a_run_folder_of_another_run_is_refused_and_both_values_are_named(ranks,
     for changes, message in others:
         with pytest.raises(InputError, match=message):
             train(small_config.changed(**changes), ranks)
+    file = small_config.output / "run.json"
+    description = json.loads(file.read_text())
+    description["provenance"]["latent"]["weights_sha256"] = "another autoencoder's"
+    before = file.read_bytes()
+    file.write_text(json.dumps(description))  # samples are known by their clips: the same ones, encoded otherwise
+    with pytest.raises(
+        InputError, match="latent weights_sha256=another autoencoder's .*latent weights_sha256=latent w"
+    ):
+        train(small_config, ranks)
+    file.write_bytes(before)
     other_cache = write_cache(tmp_path / "other", {next(iter(BUCKETS)): 5}, seed=9)
     with pytest.raises(InputError, match=r"samples_sha256=\w+ \(cache .*small.*\), this one has .*other"):
         train(small_config.changed(cache=other_cache.url), ranks)

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -36,8 +36,8 @@ class StepBenchmark:
     profile: Path | None = None
     """A folder for a trace of one step of each variant."""
     timing: tyro.conf.OmitArgPrefixes[Timing] = field(default_factory=Timing)
-    architecture: tyro.conf.OmitArgPrefixes[ArchitectureOptions] = field(default_factory=ArchitectureOptions)
-    """--set changes the rows' models; --model has no effect here."""
+    model_settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE ...")] = ()
+    """Settings of the rows' models that differ from their presets. Values are JSON."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -55,7 +55,7 @@ def run(name: str, settings: Sequence[Setting], arguments: Sequence[str]) -> int
     rows: list[StepRow] = []
     with join_ranks() as ranks:
         for setting in chosen:
-            overrides = config.architecture.overrides
+            overrides = ArchitectureOptions(model_settings=config.model_settings).overrides
             rows += measure(setting, ranks, config.timing, overrides=overrides, trace=config.profile)
             if ranks.is_first:
                 print(table(rows[-len(setting.variants) :]), flush=True)
