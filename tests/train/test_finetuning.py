@@ -178,6 +178,8 @@ def test_nothing_is_exported_over_what_is_there(trained, tmp_path):
         export(ExportConfig(run=trained.output, output=tmp_path))
     with pytest.raises(InputError, match="no such file: expected a checkpoint of this run, or --no-ema"):
         export(ExportConfig(run=trained.output, output=tmp_path / "o", checkpoint=tmp_path, ema=True))
+    with pytest.raises(InputError, match=r"mine.txt/out: file exists while writing weights to"):
+        export(ExportConfig(run=trained.output, output=tmp_path / "mine.txt" / "out"))
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="a checkpoint of another run than"):
         export(ExportConfig(run=trained.output, output=tmp_path / "o", checkpoint=tmp_path, ema=True))

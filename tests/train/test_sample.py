@@ -20,7 +20,7 @@ from train.model import create_model
 from train.run_folder import RUN_FILE
 from train.sample import sample_videos
 from train.sampling.config import SampleConfig
-from train.sampling.files import file_stem, grid_stem
+from train.sampling.files import file_stem, grid_stem, write_grid
 from train.sampling.latents import ClipSize, sample_latent
 from train.sampling.prompts import read_prompts
 from train.sampling.sources import open_source
@@ -200,3 +200,9 @@ def test_clips_have_the_size_and_the_rate_of_clips_though_images_are_more(run):
     assert images.usual_bucket == Bucket(1, 64, 64)
     with pytest.raises(InputError, match="8x64x64: only images are known here, so no rate is: give --fps"):
         images.rate(Bucket(8, 64, 64))
+
+
+def test_a_folder_that_cannot_be_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=f"{tmp_path}/file: file exists while writing x.png"):
+        write_grid([np.zeros((2, 2, 3), np.uint8)], tmp_path / "file", "x")

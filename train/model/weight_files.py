@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shared.errors import InputError
+from shared.stores.files import explained, make_folder
 
 _FOLDER_WEIGHTS, _FOLDER_CONFIG = "model.safetensors", "config.json"
 _PICKLES = (".pth", ".pt", ".bin")
@@ -83,21 +84,24 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str
         config: JSON.
 
     Raises:
-        InputError: for a file of another kind.
+        InputError: for a file of another kind, or one that cannot be written.
     """
-    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    if config is not None:
-        path.mkdir(parents=True, exist_ok=True)
-        save_file(contiguous, path / _FOLDER_WEIGHTS, metadata={"format": "pt"})
-        (path / _FOLDER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        save_file(contiguous, path, metadata={"format": "pt"})
-    elif path.suffix in _PICKLES:
-        torch.save(contiguous, path)
-    else:
+    if config is None and path.suffix not in (".safetensors", *_PICKLES):
         raise InputError(f"{path}: expected a file ending in .safetensors, {', '.join(_PICKLES)}")
+    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    folder = path.parent if config is None else path
+    with explained(f"writing weights to {path.name}", folder=folder):
+        make_folder(folder)
+        if config is None and path.suffix in _PICKLES:
+            torch.save(contiguous, path)
+            return
+        file = path if config is None else path / _FOLDER_WEIGHTS
+        try:
+            save_file(contiguous, file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(f"{file}: cannot be written ({error}): make room there or choose another place") from None
+        if config is not None:
+            (path / _FOLDER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _locate(name: str) -> tuple[Path, Path | None]:

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from shared.stores.files import publish, temporary_path
+from shared.stores.files import explained, make_folder, publish, temporary_path
 
 Format = Literal["mp4", "gif", "png", "grid"]
 VIDEO_FORMATS: tuple[Format, ...] = ("mp4", "gif", "png")
@@ -68,9 +68,10 @@ def write_grid(strips: Sequence[np.ndarray], folder: Path, stem: str) -> Path:
 
 
 def _publish(write: Callable[[Path], None], folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(folder)
-    write(temporary)
+    with explained(f"writing {name}", folder=folder):
+        make_folder(folder)
+        temporary = temporary_path(folder)
+        write(temporary)
     publish(temporary, folder / name)
     return folder / name
 
