@@ -1,10 +1,12 @@
 """DeepSpeed's engine: configured, built and stepped in one place."""
 
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.config import TrainConfig
@@ -57,10 +59,36 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
     )
+    if engine.zero_optimization_stage() in (1, 2) and config.parallel.offload == "none":
+        _look_at_all_gradients_at_once(engine.optimizer)
     masters = MasterWeights(engine, model)
     for name, weight in weights.items():
         masters.fill(masters.parts(), name, weight)
     return engine, masters
+
+
+def _look_at_all_gradients_at_once(optimizer: Any) -> None:
+    """Has a ZeRO optimiser of stage 1 or 2 compute the gradient's norm in a few kernels.
+
+    DeepSpeed looks at each parameter by itself, first for values that are not finite, then for the norm: about thirty
+    small operations a parameter, which no GPU is fast enough at to hide. The norm alone tells both, and DeepSpeed
+    takes no step whose norm is not finite.
+    """
+    if not hasattr(optimizer, "averaged_gradients"):
+        return
+
+    def norm_of(gradients: Iterable[Tensor], params: Sequence[Tensor], norm_type: float = 2) -> Tensor:
+        assert norm_type == 2
+        own = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)][: len(params)]
+        total = torch.zeros((), device=optimizer.device)
+        if own:
+            total = torch.stack(torch._foreach_norm(own, 2.0, dtype=torch.float32)).square().sum()
+        dist.all_reduce(total, group=optimizer.dp_process_group)
+        total = total.sqrt()
+        return torch.where(total.isfinite(), total, -1.0)  # as DeepSpeed writes a norm that is none
+
+    optimizer.get_grad_norm_direct = norm_of
+    optimizer.check_overflow = lambda partition_gradients=True: None
 
 
 def _is_bfloat16(config: TrainConfig) -> bool:

@@ -1,0 +1,35 @@
+"""DeepSpeed's engine as we have it."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from train.model import create_model
+from train.parallel.zero import build_engine, take_step
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute something: kernels, on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_step_does_not_look_at_one_parameter_after_the_other(ranks, small_config, stage):
+    model = create_model("stdit-ti/2", hidden_size=32, num_heads=2, caption_channels=8)
+    engine, _ = build_engine(model, small_config.changed(zero_stage=stage, precision="float32"), ranks.device, 1)
+    x, y, timestep = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 1, 3, 8), torch.tensor([5.0])
+    engine.backward(engine(x, timestep, y).square().mean())
+    expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    with Operations() as operations:
+        norm, applied = take_step(engine, model)
+    assert applied
+    if stage == 1:  # where parameters keep their gradients until the step
+        torch.testing.assert_close(norm, expected)
+    assert operations.count < len(list(model.parameters()))
