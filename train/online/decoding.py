@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shared.cache.ledger import Refusal
-from shared.clips.decode import OUTDATED, Frames, Postponed, decode_sample
+from shared.clips.decode import OUTDATED, Frames, Postponed, decode_sample, postpone
 from shared.clips.plan import SampleTask
 from shared.errors import InputError
 from shared.redaction import without_credentials
@@ -27,7 +27,7 @@ class Decoding:
 
     task: SampleTask
     bucket: Bucket
-    future: "Future[Frames]"
+    future: "Future[Any]"
 
 
 class ClipDecoder:
@@ -70,18 +70,27 @@ class ClipDecoder:
         )
 
     def _result(self, decoding: Decoding) -> Frames:
+        bucket = decoding.bucket
         try:
-            frames = decoding.future.result()
+            answer = decoding.future.result()
         except TaskDiedError as error:
             detail = f"{error} (a crash, or longer than {self._timeout_seconds:g} s: --decode-timeout)"
             return _refusal(decoding, "decoder_crashed", detail)
-        if isinstance(frames, Refusal) and frames.sample is None:  # what a user can mend: here it is like any other
-            return _refusal(decoding, frames.reason, frames.detail)
+        match answer:
+            case np.ndarray() if answer.shape == (bucket.num_frames, bucket.height, bucket.width, 3):
+                return answer
+            case {"postponed": bool(postponed), "reason": str(reason), "detail": str(detail)}:
+                if postponed:
+                    return postpone(decoding.task, reason, detail)
+                return _refusal(decoding, reason, detail)  # what a user can mend is here like any other
+        return _refusal(decoding, "decoder_crashed", f"its process gave no frames of {bucket}, and no reason")
+
+
+def _decode(task: SampleTask, bucket: Bucket) -> np.ndarray | dict[str, Any]:
+    frames = decode_sample(task, bucket)
+    if isinstance(frames, np.ndarray):
         return frames
-
-
-def _decode(task: SampleTask, bucket: Bucket) -> Frames:
-    return decode_sample(task, bucket)
+    return {"postponed": isinstance(frames, Postponed), "reason": frames.reason, "detail": frames.detail}
 
 
 def _refusal(decoding: Decoding, reason: str, detail: str) -> Refusal:

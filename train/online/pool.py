@@ -4,7 +4,6 @@ Each process has one task at a time, so it is known which task ended it; that on
 up. A thread hands tasks out, so the processes stay busy while the trainer computes.
 """
 
-import mmap
 import os
 import socket
 import subprocess
@@ -15,15 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from shared.errors import InputError
+from train.online.answers import AnswerError, receive_answer
 
 _ROOT = Path(__file__).parents[2]
 _ATTEMPTS = 2
@@ -65,18 +62,6 @@ class _Process:
         with suppress(OSError):
             self.link.send((task.work, task.argument))
 
-    def answer(self) -> tuple[str, Any]:
-        """Returns what the process answers; raises EOFError or OSError if it is gone."""
-        kind, value = self.link.recv()
-        if kind != "array":
-            return kind, value
-        descriptor = reduction.recv_handle(self.link)
-        try:
-            memory = mmap.mmap(descriptor, int(np.prod(value)))
-        finally:
-            os.close(descriptor)
-        return "value", np.frombuffer(memory, np.uint8).reshape(value)
-
     def end(self) -> int:
         """Ends it, and returns its exit code."""
         self.link.close()
@@ -114,8 +99,8 @@ class ProcessPool:
         self.close()
 
     def submit(self, work: Callable[[Any], Any], argument: Any) -> "Future[Any]":
-        """Returns the future of ``work(argument)``. It raises an :class:`InputError` of the work, or
-        :class:`TaskDiedError`."""
+        """Returns the future of ``work(argument)``, which is a uint8 array or JSON values: no more comes back from a
+        process that touched clips. It raises an :class:`InputError` of the work, or :class:`TaskDiedError`."""
         task = _Task(work=work, argument=argument, future=Future())
         with self._lock:
             self._waiting.append(task)
@@ -158,11 +143,12 @@ class ProcessPool:
         task, process.task = process.task, None
         assert task is not None
         try:
-            kind, value = process.answer()
-        except (EOFError, OSError):
+            kind, value = receive_answer(process.link)
+        except (EOFError, OSError, AnswerError) as error:
             code = process.end()
             self._processes[number] = process = _Process(self._timeout_seconds)
-            kind, value = "died", f"its process ended with code {code}"
+            lost = f"gave no answer ({error})" if isinstance(error, AnswerError) else f"ended with code {code}"
+            kind, value = "error", f"its process {lost}"
         match kind:
             case "value":
                 task.future.set_result(value)

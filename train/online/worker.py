@@ -3,17 +3,14 @@
 Free of torch, so that one is started in a moment. ``train.online.pool`` starts it and talks to it over a socket.
 """
 
-import mmap
 import os
 import signal
 import sys
-from multiprocessing import reduction
 from multiprocessing.connection import Connection
-
-import numpy as np
 
 from shared.clips.deadline import deadline
 from shared.errors import InputError
+from train.online.answers import send_answer
 from train.stop import SIGNALS
 
 _GRACE_SECONDS = 10
@@ -23,9 +20,8 @@ _GRACE_SECONDS = 10
 def serve(link: Connection, timeout_seconds: float) -> None:
     """Answers tasks, each a function and its argument, until the other end is closed.
 
-    An answer is ``("value", result)``; ``("array", shape)`` with a descriptor behind it, for uint8 arrays; ``("input",
-    text)`` for an :class:`InputError`, ``("error", text)`` for any other. A task that takes longer than the time-out
-    ends the process.
+    Tasks come pickled, from the trainer; answers go as :mod:`train.online.answers` has them. A task that takes longer
+    than the time-out ends the process.
     """
     while True:
         work, argument = link.recv()
@@ -33,27 +29,11 @@ def serve(link: Connection, timeout_seconds: float) -> None:
             with deadline(timeout_seconds):
                 result = work(argument)
         except InputError as error:
-            link.send(("input", str(error)))
+            send_answer(link, "input", str(error))
         except Exception as error:  # whatever a hostile clip brings about costs that clip alone
-            link.send(("error", f"{type(error).__name__}: {error}"))
+            send_answer(link, "error", f"{type(error).__name__}: {error}")
         else:
-            if isinstance(result, np.ndarray):
-                _send_array(link, result)
-            else:
-                link.send(("value", result))
-
-
-def _send_array(link: Connection, array: np.ndarray) -> None:
-    assert array.dtype == np.uint8
-    descriptor = os.memfd_create("latentmill-frames", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(descriptor, array.nbytes)
-        with mmap.mmap(descriptor, array.nbytes) as memory:
-            np.copyto(np.frombuffer(memory, np.uint8).reshape(array.shape), array)
-        link.send(("array", array.shape))
-        reduction.send_handle(link, descriptor, os.getppid())
-    finally:
-        os.close(descriptor)
+            send_answer(link, "value", result)
 
 
 def main() -> None:
