@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared.errors import InputError
+from shared.stores.files import explained
 from train.config import LogOptions
 
 
@@ -50,16 +51,20 @@ def open_boards(options: LogOptions, run: Path, config: Mapping[str, Any], first
 class _TensorBoard:
     def __init__(self, run: Path, first_step: int) -> None:
         package = importlib.import_module("torch.utils.tensorboard")
-        self._writer = package.SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._folder = run / "tensorboard"
+        with explained("beginning for TensorBoard", folder=self._folder):
+            self._writer = package.SummaryWriter(str(self._folder), purge_step=first_step + 1)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        with explained("writing for TensorBoard", folder=self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
 
     def clip(self, step: int, name: str, strip: np.ndarray, file: Path, caption: str) -> None:
-        self._writer.add_image(f"previews/{name}", strip, step, dataformats="HWC")
-        self._writer.flush()
+        with explained("writing for TensorBoard", folder=self._folder):
+            self._writer.add_image(f"previews/{name}", strip, step, dataformats="HWC")
+            self._writer.flush()
 
 
 class _WandB:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,15 +67,15 @@ class Judge:
         with self._judged_weights(), _same_random_numbers():
             if evaluate and self._evaluation is not None:
                 values = self._evaluation.losses(self._engine, self._model)
-                if log is not None:
-                    log.write_evaluation(step, values)
+                self._ranks.agree(lambda: None if log is None else log.write_evaluation(step, values))
             if preview and self._previews is not None:
                 called = _Called(
                     engine=self._engine,
                     config=self._model.config,
                     wants_size=bool(getattr(self._model, "wants_size", False)),
                 )
-                files = self._previews.make(step, called, () if log is None else log.boards)
+                make = partial(self._previews.make, step, called, () if log is None else log.boards)
+                files = self._ranks.agree(make)
                 if self._ranks.is_first:
                     print(f"previews of step {step}: {files[0].parent}", flush=True)
         self._ranks.barrier()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from shared.stores.files import explained
 from train.boards import Board
 from train.data import Batch
 from train.model.config import ModelConfig
@@ -152,18 +153,22 @@ class MetricsLog:
             write_durably(self._file, b"".join(kept))
 
     def write(self, metrics: StepMetrics) -> None:
-        """Adds one line to each log."""
+        """Adds one line to each log.
+
+        Raises:
+            InputError: if it cannot be written, on a full disk for one.
+        """
         print(metrics.line(self._steps), flush=True)
         self._add(metrics.values())
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the losses of an evaluation after ``step`` steps: a line of its own."""
+        """Adds the losses of an evaluation after ``step`` steps: a line of its own. Raises likewise."""
         print(f"step {step}/{self._steps} " + " ".join(f"{n} {v:.4f}" for n, v in values.items()), flush=True)
         self._add({"step": step, **values})
 
     def _add(self, values: Mapping[str, float]) -> None:
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        with open(self._file, "a") as file:
+        with explained(f"writing {self._file.name}", folder=self._file.parent), open(self._file, "a") as file:
             file.write(json.dumps(line) + "\n")
         for board in self.boards:
             board.numbers(int(values["step"]), {name: value for name, value in values.items() if name != "step"})

@@ -46,17 +46,24 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     first_step = trainer.checkpointer.restore_newest()
     ranks.agree(lambda: _require_steps_left(first_step, config))
     peak = find_peak(ranks.device, run.dtype, config.log.peak_tflops)
-    log = None
     if ranks.is_first:
         print(trainer.describe(peak, first_step), flush=True)
-        boards = open_boards(config.log, config.output, config.to_json(), first_step)
-        log = MetricsLog(config.output, steps=config.steps, first_step=first_step, boards=boards)
+    log = ranks.agree(partial(_open_log, config, first_step) if ranks.is_first else _nothing)
     taken = trainer.take_steps(first_step, stop, peak, log)
     if taken == config.steps:
         return 0
     if ranks.is_first:
         print(f"ended at a signal after {taken} of {config.steps} steps: run it again to go on", flush=True)
     return STOPPED
+
+
+def _open_log(config: TrainConfig, first_step: int) -> MetricsLog:
+    boards = open_boards(config.log, config.output, config.to_json(), first_step)
+    return MetricsLog(config.output, steps=config.steps, first_step=first_step, boards=boards)
+
+
+def _nothing() -> None:
+    """What ranks but the first do where only that one writes."""
 
 
 def _require_steps_left(first_step: int, config: TrainConfig) -> None:
@@ -175,8 +182,7 @@ class Trainer:
             ending = stopping or taken == config.steps
             if ending or taken % config.log.log_every == 0:
                 metrics = totals.metrics(step=taken, lr=lr, ranks=ranks, peak=peak)
-                if log is not None:
-                    log.write(metrics)
+                ranks.agree(partial(log.write, metrics) if log is not None else _nothing)
                 self._tell_skipped(num_skipped)
                 num_skipped = 0
             if not stopping:

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from shared.errors import InputError
 from shared.stores.files import TEMPORARY_PREFIX
 from tests.train.killed_runs import MORE_POINTS, POINTS
+from train.batches import open_batches
 from train.checkpoint_files import EMA_FILE, FOLDER, OPTIMISER_FILE, WEIGHTS_FILE, list_checkpoints
 from train.tensor_file import FileRecord, TensorFile
 from train.trainer import train
@@ -113,6 +116,29 @@ def test_a_full_disk_costs_no_older_checkpoint_and_ends_with_one_line(ranks, sma
     steps = len(checkpoints) + 2
     train(config.changed(steps=steps), ranks)  # it goes on from the newest
     assert [c.name for c in list_checkpoints(config.output)] == [f"step-{n:08d}" for n in range(1, steps + 1)]
+
+
+def test_metrics_that_the_disk_has_no_room_for_end_the_run_with_one_line_and_cost_no_checkpoint(
+    ranks, small_config, small_disk, monkeypatch
+):
+    config = small_config.changed(output=small_disk / "run", steps=1)
+    train(config, ranks)
+    filler = small_disk / "filler"
+
+    def fill_and_open(*arguments: Any, **named: Any) -> Any:
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        return open_batches(*arguments, **named)
+
+    monkeypatch.setattr("train.trainer.open_batches", fill_and_open)
+    with pytest.raises(InputError, match=r"the disk is full .* while writing metrics.jsonl; .*: make room there"):
+        train(config.changed(steps=40), ranks)
+    monkeypatch.undo()
+    assert [path.name for path in list_checkpoints(config.output)] == ["step-00000001"]
+    filler.unlink()
+    train(config.changed(steps=3), ranks)
+    assert [row[0] for row in stable_metrics(config.output)] == [1, 2, 3]
 
 
 def test_a_tensor_file_is_safetensors_and_its_record_tells_every_byte(tmp_path):
