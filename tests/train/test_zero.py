@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.model import create_model
+from train.parallel.master_weights import MasterWeights
 from train.parallel.zero import build_engine, take_step
 
 
@@ -33,3 +34,14 @@ def test_a_step_does_not_look_at_one_parameter_after_the_other(ranks, small_conf
     if stage == 1:  # where parameters keep their gradients until the step
         torch.testing.assert_close(norm, expected)
     assert operations.count < len(list(model.parameters()))
+
+
+def test_weights_are_exchanged_on_the_ranks_device_wherever_parameters_are_offloaded(ranks, small_config, monkeypatch):
+    model = create_model("stdit-ti/2", hidden_size=32, num_heads=2, caption_channels=8)
+    engine, _ = build_engine(model, small_config.changed(zero_stage=3), ranks.device, 1)
+    elsewhere = torch.device("meta")  # parameters and masters lie on the CPU here
+    masters = MasterWeights(engine, model, elsewhere)
+    sent = []
+    monkeypatch.setattr("train.parallel.master_weights.dist.all_reduce", lambda tensor: sent.append(tensor.device))
+    masters.gather(masters.parts(), masters.trained[0], to=None)
+    assert sent == [elsewhere]

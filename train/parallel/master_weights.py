@@ -41,11 +41,12 @@ class MasterWeights:
     Args:
         engine: DeepSpeed's, with PyTorch's Adam in it.
         model: The module inside the engine.
+        device: The rank's: where ranks exchange values. Parameters that are offloaded may lie elsewhere.
     """
 
-    def __init__(self, engine: Any, model: nn.Module) -> None:
+    def __init__(self, engine: Any, model: nn.Module, device: torch.device) -> None:
         self._parameters = dict(model.named_parameters())
-        self._device = next(iter(self._parameters.values())).device
+        self._device = device
         self._stage: int = engine.zero_optimization_stage()
         zero = engine.optimizer
         self._optimizer: torch.optim.Optimizer = getattr(zero, "optimizer", zero)

@@ -61,7 +61,7 @@ def build_engine(
     )
     if engine.zero_optimization_stage() in (1, 2) and config.parallel.offload == "none":
         _look_at_all_gradients_at_once(engine.optimizer)
-    masters = MasterWeights(engine, model)
+    masters = MasterWeights(engine, model, device)
     for name, weight in weights.items():
         masters.fill(masters.parts(), name, weight)
     return engine, masters
