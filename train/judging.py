@@ -15,7 +15,11 @@ from train.held_out import FixedSamples
 from train.metrics import MetricsLog
 from train.parallel.ranks import Ranks
 from train.previews import Previews
+from train.run_folder import write_durably
 from train.setup import CheckedRun
+
+PUT_OFF_FILE = "judge-after-step"
+"""In a run's folder: the step after which a signal ended it before it was judged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +61,22 @@ class Judge:
             with _same_random_numbers():
                 self._previews = Previews(run, ranks)
 
+    def put_off(self, step: int) -> bool:
+        """Leaves what is due after ``step`` steps to the run that goes on from there; returns whether anything is."""
+        due = any(self._due(step))
+        if due:
+            self._ranks.agree(lambda: self._remember(step))
+        return due
+
+    def catch_up(self, first_step: int, log: MetricsLog | None) -> None:
+        """Does what a run that ended at ``first_step`` put off."""
+        file = self._run.config.output / PUT_OFF_FILE
+        if self._ranks.from_first(file.is_file() and file.read_bytes() == str(first_step).encode()):
+            self.after(first_step, log)
+
     def after(self, step: int, log: MetricsLog | None) -> None:
         """Does what is due after ``step`` steps; the last step of a run has everything."""
-        options, last = self._run.config.evaluation, step == self._run.config.steps
-        evaluate = _is_due(options.evaluate_every, step, last)
-        preview = _is_due(options.preview_every, step, last)
+        evaluate, preview = self._due(step)
         if not evaluate and not preview:
             return
         with self._judged_weights(), _same_random_numbers():
@@ -78,7 +93,18 @@ class Judge:
                 files = self._ranks.agree(make)
                 if self._ranks.is_first:
                     print(f"previews of step {step}: {files[0].parent}", flush=True)
+        if self._ranks.is_first:
+            (self._run.config.output / PUT_OFF_FILE).unlink(missing_ok=True)
         self._ranks.barrier()
+
+    def _due(self, step: int) -> tuple[bool, bool]:
+        """Returns whether an evaluation and previews are due."""
+        options, last = self._run.config.evaluation, step == self._run.config.steps
+        return _is_due(options.evaluate_every, step, last), _is_due(options.preview_every, step, last)
+
+    def _remember(self, step: int) -> None:
+        if self._ranks.is_first:
+            write_durably(self._run.config.output / PUT_OFF_FILE, str(step).encode())
 
     @contextmanager
     def _judged_weights(self) -> Iterator[None]:

@@ -49,12 +49,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     if ranks.is_first:
         print(trainer.describe(peak, first_step), flush=True)
     log = ranks.agree(partial(_open_log, config, first_step) if ranks.is_first else _nothing)
-    taken = trainer.take_steps(first_step, stop, peak, log)
-    if taken == config.steps:
-        return 0
-    if ranks.is_first:
-        print(f"ended at a signal after {taken} of {config.steps} steps: run it again to go on", flush=True)
-    return STOPPED
+    return trainer.take_steps(first_step, stop, peak, log)
 
 
 def _open_log(config: TrainConfig, first_step: int) -> MetricsLog:
@@ -154,7 +149,7 @@ class Trainer:
         """Trains from ``first_step`` to the last, or until a stop is requested; saves at the end.
 
         Returns:
-            The steps that are taken.
+            The exit code: 0, or :data:`STOPPED` if steps are left, or an evaluation that a stop put off.
         """
         config, ranks = self._run.config, self._ranks
         guard = NotFiniteGuard(
@@ -163,10 +158,10 @@ class Trainer:
             sources=partial(sources_of, self._run.index),
             last_saved=self.checkpointer.newest_name,
         )
+        self._judge.catch_up(first_step, log)
         batches = open_batches(self._run, ranks, first_step=first_step)
         totals = Totals(ranks.device, self._run.objective.parts)
-        num_skipped = 0
-        taken = first_step
+        num_skipped, taken, unfinished = 0, first_step, False
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, start=first_step):
             wait_seconds = time.perf_counter() - waiting_since - batch.encode_seconds
@@ -185,7 +180,9 @@ class Trainer:
                 ranks.agree(partial(log.write, metrics) if log is not None else _nothing)
                 self._tell_skipped(num_skipped)
                 num_skipped = 0
-            if not stopping:
+            if stopping:
+                unfinished = self._judge.put_off(taken) or taken < config.steps
+            else:
                 self._judge.after(taken, log)
             if ending or taken % config.checkpoints.checkpoint_every == 0:
                 saved = self.checkpointer.save(taken)
@@ -196,7 +193,9 @@ class Trainer:
             if taken % config.log.log_every == 0:
                 totals = Totals(ranks.device, self._run.objective.parts)
             waiting_since = time.perf_counter()
-        return taken
+        if unfinished and ranks.is_first:
+            print(f"ended at a signal after {taken} of {config.steps} steps: run it again to go on", flush=True)
+        return STOPPED if unfinished else 0
 
     def _tell_skipped(self, num_skipped: int) -> None:
         """Prints how many samples the ranks could not read since the line before. All ranks call it."""

@@ -1,6 +1,8 @@
 """Evaluations on held-out samples and previews, while a run goes on."""
 
 import json
+import os
+import signal
 
 import av
 import pytest
@@ -18,6 +20,8 @@ from train.evaluation import Evaluation
 from train.held_out import FixedSamples
 from train.sampling.files import file_stem
 from train.setup import check_run
+from train.step import TrainingStep
+from train.stop import STOPPED
 from train.trainer import train
 
 EVALUATED = {"holdout": "40%", "evaluate_samples": 3, "evaluate_levels": 2, "precision": "float32"}
@@ -45,6 +49,25 @@ def test_a_run_is_evaluated_on_what_it_holds_out_and_trains_as_if_it_were_not(ra
         assert line["eval_loss"] == pytest.approx(sum(halves) / 2)
         assert line["eval_loss"] == pytest.approx(line["eval_mse"] + line["eval_vb"])
     assert not evaluations(plain.output)
+
+
+def test_what_a_signal_puts_off_is_judged_when_the_run_goes_on_with_the_same_figures(ranks, small_config, monkeypatch):
+    whole = small_config.changed(evaluate_every=2, **EVALUATED)
+    train(whole, ranks)
+    parts = whole.changed(output=whole.output.with_name("parts"))
+    take = TrainingStep.take
+    signals = iter([False, True, False, False, False, True])  # at steps 2 and 6
+
+    def take_with_signals(*arguments):
+        if next(signals):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return take(*arguments)
+
+    monkeypatch.setattr(TrainingStep, "take", take_with_signals)
+    assert [train(parts, ranks) for _ in range(2)] == [STOPPED, STOPPED]  # of the last step an evaluation is left
+    assert [line["step"] for line in evaluations(parts.output)] == [2, 4]
+    assert [train(parts, ranks) for _ in range(2)] == [0, 0]
+    assert evaluations(parts.output) == evaluations(whole.output)
 
 
 def test_an_evaluation_is_the_same_each_time_and_is_of_the_average_unless_it_is_not_wanted(ranks, small_config):
