@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.errors import InputError
 from shared.stores.files import durable_file, explained, make_folder, publish, temporary_path
+from train.checkpoint_files import list_checkpoints
 from train.config import DEFAULTS, FREE_TO_CHANGE
 from train.model.config import ModelConfig
 
@@ -17,6 +18,8 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 PROBES_FOLDER = "probes"
 """What is known of a manifest's clips, where they are encoded online."""
+_OF_THE_BEGINNING = frozenset({"init_from", "reinit"})
+"""Options that nothing reads once there is a checkpoint, so that those weights may be moved or removed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,10 +95,11 @@ def require_own_folder(folder: Path) -> None:
 
 
 def _require_same(folder: Path, theirs: RunDescription, ours: RunDescription) -> None:
+    free = FREE_TO_CHANGE | (_OF_THE_BEGINNING if list_checkpoints(folder) else frozenset())
     pairs: list[tuple[str, Any, Any]] = [
         (name, theirs.config.get(name, DEFAULTS.get(name)), value)
         for name, value in ours.config.items()
-        if name not in FREE_TO_CHANGE
+        if name not in free
     ]
     pairs += [(name, theirs.model_config.get(name), value) for name, value in ours.model_config.items()]
     for stream, settings in ours.provenance.items():

@@ -117,10 +117,12 @@ class Trainer:
         """Returns the model on the CPU, with the weights that a new run begins with."""
         run, config = self._run, self._run.config
         model = build_model(run.model_config, config)
-        if config.finetuning.init_from is not None and not list_checkpoints(config.output):
-            report = begin_with(model, config.finetuning, run.index.provenance)
+        if config.finetuning.init_from is not None:
+            told = f"--init-from {config.finetuning.init_from}: not read, the run goes on from its checkpoint"
+            if not list_checkpoints(config.output):
+                told = begin_with(model, config.finetuning, run.index.provenance).line()
             if self._ranks.is_first:
-                print(report.line(), flush=True)
+                print(told, flush=True)
         return model
 
     def describe(self, peak: Peak, first_step: int) -> str:

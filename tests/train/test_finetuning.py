@@ -1,6 +1,7 @@
 """Beginning with weights that are there, low-rank additions, and writing weights for others."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -183,3 +184,15 @@ def test_nothing_is_exported_over_what_is_there(trained, tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="a checkpoint of another run than"):
         export(ExportConfig(run=trained.output, output=tmp_path / "o", checkpoint=tmp_path, ema=True))
+
+
+def test_weights_that_a_run_began_with_may_be_moved_once_it_has_a_checkpoint(ranks, small_config, trained, capsys):
+    config = small_config.changed(init_from=str(trained.output), steps=1, checkpoint_every=1)
+    train(config, ranks)
+    moved = config.changed(init_from="/moved", steps=2)
+    assert train(moved, ranks) == 0
+    assert "--init-from /moved: not read, the run goes on from its checkpoint" in capsys.readouterr().out
+    assert train(config.changed(init_from=None, steps=3), ranks) == 0
+    shutil.rmtree(config.output / "checkpoints")
+    with pytest.raises(InputError, match="the run there has init_from=.*, this one has init_from=/moved"):
+        train(moved, ranks)
