@@ -28,7 +28,7 @@ class Batch:
     captions: Tensor
     """(B, 1, L, D), padded with zeros, of a type as the latents'."""
     mask: Tensor
-    """(B, L) 1 at valid caption tokens."""
+    """(B, L) 1 at valid caption tokens. On the CPU until :meth:`to`: what is counted then waits for no device."""
     drop_caption: Tensor
     """(B,) True where the null caption is trained."""
     fps: Tensor

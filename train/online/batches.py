@@ -59,7 +59,7 @@ class OnlineJob:
 
 
 def online_batches(job: OnlineJob, steps: range) -> Iterator[Batch]:
-    """Yields one rank's batches of ``steps``, in order, on the device of the encoders.
+    """Yields one rank's batches of ``steps``, in order, on the device of the encoders, but for the masks.
 
     Raises:
         InputError: if a clip cannot be decoded, unless such clips are skipped; if none of a bucket can.
@@ -211,14 +211,13 @@ class _Source:
 
 
 def _padded(texts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Returns embeddings (B, L, D), padded with zeros, and their mask (B, L)."""
+    """Returns embeddings (B, L, D), padded with zeros, and their mask (B, L), on the CPU."""
     first = texts[0]
     padded = torch.zeros(len(texts), length, first.shape[1], dtype=first.dtype, device=first.device)
     for row, text in zip(padded, texts, strict=True):
         row[: len(text)] = text
     lengths = torch.tensor([len(text) for text in texts])
-    mask = (torch.arange(length) < lengths[:, None]).long().to(first.device, non_blocking=True)
-    return padded, mask
+    return padded, (torch.arange(length) < lengths[:, None]).long()
 
 
 def _frame_bytes(bucket: Bucket) -> int:

@@ -18,7 +18,7 @@ from train.chosen_rows import Selection
 from train.config.online import OnlineOptions
 from train.data import Batch
 from train.loader import load_batches
-from train.online.batches import OnlineJob, online_batches
+from train.online.batches import OnlineJob, _padded, online_batches
 from train.online.encoders import OnlineEncoders
 from train.online.encoding import OnlineEncoding
 from train.online.index import OnlineIndex, open_probes, probe_manifest, read_clips
@@ -195,6 +195,13 @@ def test_random_windows_are_fresh_each_epoch_and_the_same_again(manifest, output
             latents.setdefault(sample, []).append(latent)
     seen = [len({tuple(latent.flatten().tolist()) for latent in some}) for some in latents.values()]
     assert sum(seen) > 0.8 * sum(map(len, latents.values()))
+
+
+def test_counting_caption_tokens_waits_for_no_device():
+    texts = [torch.empty(length, 4, device="meta") for length in (3, 1)]
+    captions, mask = _padded(texts, 5)
+    assert (captions.shape, captions.device.type) == ((2, 5, 4), "meta")
+    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
 
 
 @pytest.fixture
