@@ -109,7 +109,10 @@ def demo(output: Path) -> None:
             *("--buckets", LOOK_BUCKET, TRAIN_BUCKET, "--buckets-per-clip", "all"),
             environment=head.environment | {"RAY_LOG_TO_STDERR": "0", "OMP_NUM_THREADS": "1"},
         )
-    steps.run("Is the cache sound?", "python", "-m", "preprocess.verify", cache, "--decode", 6)
+    steps.run(
+        "Is the cache sound?",
+        *("python", "-m", "preprocess.verify", cache, "--decode", 6, "--clips", Path(MANIFEST).parent),
+    )
     steps.run("Predicted bytes against the bytes on disk", *estimate, "--cache", cache)
     steps.run(
         "Stage 2: train STDiT from the cache on two ranks, with DeepSpeed ZeRO-2",

@@ -56,6 +56,10 @@ class ProbeConfig:
 class ProbeReport:
     """What a run found."""
 
+    num_rows: int
+    """Of the manifest."""
+    refused_rows: Counter[str]
+    """Rows of the manifest that name no clip to encode, by reason."""
     num_clips: int
     """Of the manifest."""
     num_probed: int
@@ -70,6 +74,9 @@ class ProbeReport:
     def table(self) -> str:
         """Returns the closing table."""
         rows = [
+            ("manifest rows", f"{self.num_rows:,}"),
+            ("rows refused", f"{self.refused_rows.total():,}"),
+            *((f"  {reason}", f"{count:,}") for reason, count in self.refused_rows.most_common()),
             ("clips", f"{self.num_clips:,}"),
             ("probed now", f"{self.num_probed:,}"),
             ("probes/s", f"{self.num_probed / self.seconds:,.1f}" if self.num_probed else "-"),

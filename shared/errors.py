@@ -20,6 +20,8 @@ class InputError(Exception):
 def run_entry_point(main: Callable[[], int], *, debug: bool) -> int:
     """Returns the exit code of ``main``; an :class:`InputError` becomes one line on stderr and exit code 2.
 
+    A Ctrl-C becomes the word "interrupted" and exit code 130.
+
     The line has no credentials: URLs are shown without user, password and query.
 
     Args:
@@ -33,3 +35,8 @@ def run_entry_point(main: Callable[[], int], *, debug: bool) -> int:
             raise
         print(f"error: {' '.join(without_credentials(str(error)).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130

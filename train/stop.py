@@ -10,12 +10,17 @@ STOPPED = 75
 
 
 class StopRequest:
-    """Remembers one of the :data:`SIGNALS`, so that the trainer can finish its step, save, and end."""
+    """Remembers one of the :data:`SIGNALS`, or a first Ctrl-C, so that the trainer can finish its step, save, and end.
+
+    A second Ctrl-C ends it at once, without saving.
+    """
 
     def __init__(self) -> None:
         self.received = False
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGINT):
             signal.signal(number, self._receive)
 
-    def _receive(self, _number: int, _frame: object) -> None:
+    def _receive(self, number: int, _frame: object) -> None:
         self.received = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -152,6 +152,8 @@ def run_probe(config: ProbeConfig) -> ProbeReport:
         done = probe_all(probes, tasks, config.timeout, watch, resource_seconds=config.resource_timeout)
     reasons = probes.table_for(manifest)["reason"].drop_null().to_pylist()
     return ProbeReport(
+        num_rows=manifest.num_rows,
+        refused_rows=Counter(row.reason for row in manifest.refused),
         num_clips=len(manifest.clips),
         num_probed=done.num_clips - len(done.postponed),
         seconds=watch.progress.seconds["probing"],

@@ -175,6 +175,24 @@ def test_one_more_clip_costs_one_more_clip(
     assert before.items() < shards(cache).items()
 
 
+def test_probing_counts_the_rows_that_name_no_clip_to_encode(ray_head: RayHead, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "no_text_beside_it.mp4").touch()
+    command = [
+        sys.executable,
+        "-m",
+        "preprocess.probe",
+        "--manifest",
+        tmp_path / "clips",
+        "--probes",
+        tmp_path / "probes",
+    ]
+    probed = subprocess.run(command, cwd=ROOT, env=ray_head.environment, capture_output=True, text=True, check=False)
+    assert probed.returncode == 0, probed.stderr
+    rows = dict(line.rsplit(maxsplit=1) for line in probed.stdout.splitlines() if line)
+    assert (rows["manifest rows"], rows["rows refused"], rows["  no_caption"], rows["clips"]) == ("1", "1", "1", "0")
+
+
 def test_inside_a_ray_job_a_relative_output_is_refused(preprocess: Command, clips_folder: Path) -> None:
     options = demo_options(clips_folder, Path("relative/cache"))
     result = preprocess(*options, RAY_JOB_CONFIG_JSON_ENV_VAR="{}")

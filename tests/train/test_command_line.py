@@ -74,8 +74,13 @@ def test_a_missing_cache_is_one_line_and_a_wrong_option_names_itself(tmp_path):
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGUSR1)],
-    ids=["to the trainer", "to its process group", "SIGUSR1 to its process group"],
+    [
+        (os.kill, signal.SIGTERM),
+        (os.killpg, signal.SIGTERM),
+        (os.killpg, signal.SIGUSR1),
+        (os.killpg, signal.SIGINT),
+    ],
+    ids=["to the trainer", "to its process group", "SIGUSR1 to its process group", "Ctrl-C"],
 )
 def test_a_signal_saves_after_the_current_step_and_the_exit_code_asks_to_go_on(small_cache, tmp_path, send, number):
     command = (sys.executable, "-m", "train", "--cache", small_cache.url, "--output", tmp_path / "run", *MODEL)
