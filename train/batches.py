@@ -13,6 +13,9 @@ from train.rank_batches import LoaderJob
 from train.sample_index import SampleIndex
 from train.setup import CheckedRun
 
+LEDGER_FILES = "refused-rank*.jsonl"
+"""In an online run's folder: of each rank, the clips that it could not decode."""
+
 
 def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[Batch]:
     """Returns this rank's batches from ``first_step`` to the run's last step.
@@ -63,7 +66,7 @@ def _encoded(run: CheckedRun, ranks: Ranks, index: OnlineIndex, steps: range) ->
         num_workers=data.num_workers,
         timeout_seconds=encoding.decode_timeout,
         ahead_bytes=encoding.decode_ahead_mb << 20,
-        ledger=config.output / f"refused-rank{ranks.rank:05d}.jsonl",
+        ledger=config.output / LEDGER_FILES.replace("*", f"{ranks.rank:05d}"),
     )
     if ranks.is_first:
         (config.output / REFUSED_FILE).write_text(index.refusals())

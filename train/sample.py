@@ -89,6 +89,12 @@ def _check(config: SampleConfig, source: Source) -> _Plan:
         raise InputError("the run has caption_dropout=0, so its null caption is untrained: use --guidance 1")
     if config.condition is not None and not source.name.startswith("stdit3"):
         raise InputError(f"--condition: {source.name} cannot be told which frames are given: use a stdit3 model")
+    if config.condition is not None and source.frame_masks is False:
+        print(
+            "--condition: the run was trained without --mask-ratios, and knows given frames only if the weights that "
+            "it began with do",
+            file=sys.stderr,
+        )
     usual = source.usual_bucket
     bucket = Bucket(config.num_frames or usual.num_frames, config.height or usual.height, config.width or usual.width)
     _, *latent = latent_shape(bucket, source.geometry)

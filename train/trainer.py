@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from shared.errors import InputError
-from train.batches import open_batches
+from train.batches import LEDGER_FILES, open_batches
 from train.boards import open_boards
 from train.building import begin_with, build_model
 from train.checkpoint import Checkpointer
@@ -203,4 +203,7 @@ class Trainer:
         """Prints how many samples the ranks could not read since the line before. All ranks call it."""
         total = round(self._ranks.mean(torch.tensor(float(num_skipped))).item() * self._ranks.num_data_ranks)
         if total and self._ranks.is_first:
-            print(f"{total} samples could not be read: others took their places; run preprocess.verify", flush=True)
+            see = "run preprocess.verify"
+            if self._run.config.encoding.online is not None:
+                see = f"see {self._run.config.output / LEDGER_FILES}"
+            print(f"{total} samples could not be read: others took their places; {see}", flush=True)

@@ -79,6 +79,18 @@ def test_stdit3_learns_to_go_on_from_given_frames_and_does(ranks, small_config, 
         sample_videos(dataclasses.replace(config, sampler="ddim"))
 
 
+def test_a_run_without_frame_masks_is_said_not_to_know_given_frames(ranks, small_config, tmp_path, capsys):
+    Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(tmp_path / "first.png")
+    for name, ratios in (("plain", ()), ("masked", ("image_head=0.5",))):
+        config = small_config.changed(output=tmp_path / name)
+        run = train_small(ranks, config, "stdit3-ti/2", mask_ratios=ratios)
+        asked = SampleConfig(
+            run=run, prompt=("x",), output=tmp_path, condition=tmp_path / "first.png", steps=1, formats=("png",)
+        )
+        assert sample_videos(asked) == 0
+        assert ("--condition: the run was trained without --mask-ratios" in capsys.readouterr().err) == (not ratios)
+
+
 def test_masks_change_what_is_learnt_and_not_which_samples_are(ranks, small_config):
     lines = []
     for name, ratios in (("plain", ()), ("masked", ("random=0.8",))):

@@ -86,6 +86,11 @@ class TrainConfig:
             raise InputError("preview_every with --online: there is no cache to take captions from: --preview-prompts")
         if self.encoding.online is not None and self.data.num_workers == 0:
             raise InputError("num_workers=0 with --online: clips are decoded in processes of their own: use at least 1")
+        if self.encoding.online is not None and self.data.local_cache_gb != DEFAULTS["local_cache_gb"]:
+            raise InputError(
+                f"local_cache_gb={self.data.local_cache_gb} does nothing with --online, of which --local-cache keeps "
+                "the index alone: leave it out"
+            )
 
     @property
     def decay_steps(self) -> int:
@@ -94,7 +99,7 @@ class TrainConfig:
 
     @classmethod
     def of(cls, **values: Any) -> "TrainConfig":
-        """Returns the configuration with ``values`` by option, whatever their groups.
+        """Returns the configuration with ``values`` by option, whatever their groups; those of :meth:`to_json` too.
 
         Raises:
             InputError: for an unknown option, or values that do not fit.
@@ -128,6 +133,13 @@ def _jsonable(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
+def _from_json(name: str, value: Any) -> Any:
+    """Returns an option's value, which may be as :func:`_jsonable` made it; no option is a list."""
+    if isinstance(value, str) and name in _PATHS:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 NOT_SAVED = frozenset({"preset", "config", "print_config", "dry_run", "plan_ranks"})
 """Options that say where others come from, or what is done instead of training. They are no part of a run."""
 
@@ -148,6 +160,8 @@ TYPES: dict[str, Any] = {
     if name not in GROUPS
 }
 """The annotated type of each option."""
+
+_PATHS = frozenset(name for name, kind in TYPES.items() if "pathlib.Path" in repr(kind))
 
 assert (
     len(OPTIONS) == len(TYPES) == sum(len(dataclasses.fields(k)) for k in (TrainConfig, *GROUPS.values())) - len(GROUPS)
@@ -172,5 +186,5 @@ def _sort_by_group(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         if name not in OPTIONS:
             raise InputError(f"unknown option {name!r}: choose from {', '.join(sorted(OPTIONS))}")
         group = OPTIONS[name]
-        (own if group is None else by_group.setdefault(group, {}))[name] = value
+        (own if group is None else by_group.setdefault(group, {}))[name] = _from_json(name, value)
     return own, by_group

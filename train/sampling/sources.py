@@ -36,6 +36,8 @@ class Source:
     """Whether it computes in bfloat16 where that is fast."""
     null_caption: bool
     """Whether the null caption was trained, so that there is guidance."""
+    frame_masks: bool | None
+    """Whether it was trained with frames that are given; None if that is not known."""
     provenance: Mapping[str, Mapping[str, Any]]
     """Of the encoders, by stream."""
     buckets: Mapping[Bucket, tuple[int, float]]
@@ -91,6 +93,7 @@ def _of_run(config: SampleConfig, folder: Path) -> Source:
         ),
         bfloat16=options["precision"] == "bfloat16",
         null_caption=options["caption_dropout"] > 0,
+        frame_masks=bool(options["mask_ratios"]),
         provenance=run.provenance,
         buckets={Bucket.parse(name): (held["samples"], float(held["fps"])) for name, held in run.buckets.items()},
     )
@@ -130,6 +133,7 @@ def _published(config: SampleConfig) -> Source:
         objective=create_objective(config.objective, model=name, spatial_stride=index.geometry.spatial_stride),
         bfloat16=True,
         null_caption=architecture.class_dropout_prob > 0,
+        frame_masks=None,
         provenance=index.provenance,
         buckets={bucket: (rows.num_samples, index.fps(bucket)) for bucket, rows in index.buckets.items()},
     )

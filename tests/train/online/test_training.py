@@ -1,6 +1,8 @@
 """Training from clips that are encoded meanwhile, against training from the cache that stage 1 makes of them."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from preprocess.config import PreprocessConfig
 from shared.errors import InputError
 from tests.train.online.encoded_cache import encode_cache
 from train.config import TrainConfig
+from train.config.command_line import parse_command_line
 from train.trainer import train
 
 BUCKETS = ("4x64x64", "8x48x32")
@@ -89,6 +92,22 @@ def test_a_source_is_asked_for_and_only_one(online, tmp_path):
         TrainConfig.of(output=tmp_path)
     with pytest.raises(InputError, match="num_workers=0 with --online"):
         online.changed(num_workers=0)
+    with pytest.raises(InputError, match=r"local_cache_gb=5.0 does nothing with --online"):
+        online.changed(local_cache=tmp_path, local_cache_gb=5.0)
+    assert online.changed(local_cache=tmp_path).data.local_cache == tmp_path
+
+
+def test_clips_that_cannot_be_read_are_said_to_be_in_the_ledger(ranks, online, tmp_path, capsys):
+    for path in Path(str(online.encoding.online)).parent.iterdir():
+        shutil.copy(path, tmp_path)
+    cut = online.changed(online=str(tmp_path / "clips.csv"), on_corrupt="skip", steps=1)
+    losses(cut, ranks)
+    clip = tmp_path / "towers_teal.mp4"
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    losses(cut.changed(steps=5), ranks)
+    ledger = f"{cut.output}/refused-rank*.jsonl"
+    assert f"samples could not be read: others took their places; see {ledger}" in capsys.readouterr().out
+    assert list(cut.output.glob("refused-rank*.jsonl"))
 
 
 def test_an_output_folder_of_somebody_else_is_left_alone_before_clips_are_probed(ranks, online):
@@ -97,3 +116,13 @@ def test_an_output_folder_of_somebody_else_is_left_alone_before_clips_are_probed
     with pytest.raises(InputError, match=r"found files but no run.json"):
         train(online, ranks)
     assert [entry.name for entry in online.output.iterdir()] == ["thesis.txt"]
+
+
+def test_a_runs_options_are_read_again_from_its_description(ranks, small_config, online):
+    for config in (small_config.changed(steps=1), online.changed(steps=1)):
+        config = config.changed(output=config.output.with_name(f"of {config.cache}".replace("/", "-")))
+        train(config, ranks)
+        assert TrainConfig.of(**config.to_json()) == config
+        file = config.output / "run.json"
+        assert parse_command_line(["--config", str(file)]) == dataclasses.replace(config, config=file)
+        assert train(parse_command_line(["--config", str(file), "--steps", "2"]), ranks) == 0
