@@ -2,24 +2,31 @@
 
 import dataclasses
 import json
+import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shared.errors import InputError
 from train.benchmark import images, stdit, step_command
+from train.benchmark.measuring import measure
 from train.benchmark.online import measure_online
 from train.benchmark.online_encoders import EncoderSizes, OnlineWork
 from train.benchmark.step_settings import ONLINE, STDIT
-from train.benchmark.steps import Bench, Timing, measure
+from train.benchmark.steps import Bench, Timing
 from train.benchmark.variants import FUSED, PLAIN, running_as
 from train.model import build_model, model_config
 from train.parallel.ranks import Ranks
 
 TINY = {"depth": 2, "hidden_size": 32, "num_heads": 2, "caption_channels": 16, "model_max_length": 130}
 QUICK = Timing(warmup=0, steps=1)
+
+
+def _inputs(caption_channels: int) -> tuple[torch.Tensor, ...]:
+    return torch.randn(2, 4, 3, 4, 6), torch.tensor([3.0, 500.0]), torch.randn(2, 1, 130, caption_channels)
 
 
 def _tiny(name: str, **changes: object) -> object:
@@ -56,6 +63,62 @@ def test_fewer_blocks_are_scaled_to_all(ranks: Ranks, monkeypatch: pytest.Monkey
     assert row.step_ms == pytest.approx(1000 * (1 + 0.5 * 12))
 
 
+def test_a_variant_after_one_that_ran_out_of_memory_begins_with_a_bench_of_its_own(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, step = Bench.__init__, Bench.step
+    benches: list[Bench] = []
+    fails = {"building": True, "in a step": True}
+
+    def build_or_fail(bench: Bench, *arguments: Any) -> None:
+        if fails.pop("building", False):
+            raise torch.OutOfMemoryError
+        build(bench, *arguments)
+        benches.append(bench)
+
+    def step_or_fail(bench: Bench, *arguments: Any) -> None:
+        if fails.pop("in a step", False):
+            loss = bench._engine(*_inputs(bench.config.caption_channels)).square().mean()
+            bench._engine.backward(loss)  # and no step: its gradients would count in the next one
+            raise torch.OutOfMemoryError
+        step(bench, *arguments)
+
+    monkeypatch.setattr(Bench, "__init__", build_or_fail)
+    monkeypatch.setattr(Bench, "step", step_or_fail)
+    variants = (PLAIN, dataclasses.replace(PLAIN, name="again"), FUSED)
+    rows = measure(_tiny("stdit-xl/2 16x256", variants=variants), ranks, QUICK, overrides=TINY, trace=None)
+    assert [row.error for row in rows] == ["out of memory", "out of memory", ""]
+    assert len(benches) == 2
+    assert rows[2].step_ms > 0
+
+
+def test_what_has_no_memory_with_half_the_blocks_is_not_scaled_from_all_of_them(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(bench: Bench, _: Timing) -> float:
+        if bench.config.depth == 2:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    monkeypatch.setattr(Bench, "seconds", seconds)
+    (row,) = measure(
+        _tiny("stdit-xl/2 16x256", variants=(FUSED,), blocks=4),
+        ranks,
+        QUICK,
+        overrides={**TINY, "depth": 12},
+        trace=None,
+    )
+    assert row.error == "out of memory"
+
+
+def test_one_slow_step_does_not_change_what_a_step_takes(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(_tiny("stdit-xl/2 16x256"), ranks, TINY, None)
+    pauses = iter([0.0, 0.0, 1.0, 0.0, 0.0])
+    monkeypatch.setattr(Bench, "step", lambda _: time.sleep(next(pauses)))
+    assert bench.seconds(Timing(warmup=0, steps=5)) < 0.1
+    bench.close()
+
+
 def test_class_labels_take_the_place_of_captions(ranks: Ranks) -> None:
     setting = dataclasses.replace(images.IMAGES[0], size=32, batch=2)
     bench = Bench(setting, ranks, {"depth": 1, "hidden_size": 32, "num_heads": 2}, None)
@@ -69,7 +132,7 @@ def test_the_plain_variant_computes_what_the_model_does() -> None:
     model = build_model(model_config("stdit-ti/2", **TINY))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    inputs = torch.randn(2, 4, 3, 4, 6), torch.tensor([3.0, 500.0]), torch.randn(2, 1, 130, 16)
+    inputs = _inputs(16)
     results = []
     for variant in (PLAIN, FUSED):
         with running_as(model, variant):

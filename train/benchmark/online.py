@@ -4,7 +4,7 @@ Frames and token ids come from the CPU's memory, decoded and tokenized already.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ from typing import Any
 import torch
 import tyro
 
+from train.benchmark.measuring import Benches, failed_row, measure_variant
 from train.benchmark.online_encoders import EncoderSizes, OnlineWork
 from train.benchmark.step_command import write_rows
 from train.benchmark.step_report import table
 from train.benchmark.step_settings import ONLINE, Setting
-from train.benchmark.steps import CAPTION_TOKENS, Bench, StepRow, Timing, failed_row, measure_variant
+from train.benchmark.steps import CAPTION_TOKENS, Bench, StepRow, Timing
 from train.benchmark.variants import FUSED
+from train.data import Batch
+from train.model import model_config
 from train.parallel.ranks import Ranks, join_ranks
 
 FULL_SIZE = EncoderSizes(t5={}, vae={})
@@ -64,23 +67,31 @@ def measure_online(
         overrides: Settings of the model.
         sizes: Of the encoders.
     """
-    bench = Bench(setting, ranks, overrides, None)
-    rows = [measure_variant(bench, dataclasses.replace(FUSED, name="cached"), timing, [], ranks, None)]
-    tokens = min(CAPTION_TOKENS, bench.whole.model_max_length)
-    work = OnlineWork(
-        frames=setting.frames,
-        size=setting.size,
-        batch=setting.batch,
-        caption_tokens=tokens,
-        sizes=sizes,
-        device=ranks.device,
-    )
-    for name, prepare in work.ways().items():
-        bench.prepare = prepare
+    benches = Benches(setting, lambda: Bench(setting, ranks, overrides, None))
+
+    def measured(name: str, prepare: Callable[[Batch], Batch] | None) -> StepRow:
         variant = dataclasses.replace(FUSED, name=name)
-        try:
-            rows.append(measure_variant(bench, variant, timing, [], ranks, None))
-        except torch.OutOfMemoryError:
-            rows.append(failed_row(bench, variant, "out of memory"))
-    bench.close()
+
+        def work(bench: Bench) -> StepRow:
+            if prepare is not None:
+                bench.prepare = prepare
+            return measure_variant(bench, variant, timing, [], ranks, None)
+
+        return benches.measure(variant, work)
+
+    rows = [measured("cached", None)]
+    ways: dict[str, Callable[[Batch], Batch]] = {}
+    try:
+        ways = OnlineWork(
+            frames=setting.frames,
+            size=setting.size,
+            batch=setting.batch,
+            caption_tokens=min(CAPTION_TOKENS, model_config(setting.model, **overrides).model_max_length),
+            sizes=sizes,
+            device=ranks.device,
+        ).ways()
+    except torch.OutOfMemoryError:
+        rows.append(failed_row(setting, dataclasses.replace(FUSED, name="online"), "out of memory"))
+    rows += [measured(name, prepare) for name, prepare in ways.items()]
+    benches.close()
     return rows

@@ -86,6 +86,10 @@ class PartTimes:
         synchronize(self._device)
         sums: dict[str, float] = {}
         for part, start, end in self._spans:
-            elapsed = (end - start) * 1000 if self._device.type != "cuda" else start.elapsed_time(end)
-            sums[part] = sums.get(part, 0.0) + elapsed
+            sums[part] = sums.get(part, 0.0) + self.elapsed_ms(start, end)
         return sums
+
+    def elapsed_ms(self, start: Mark, end: Mark) -> float:
+        """Returns the milliseconds between two marks that the device has passed."""
+        elapsed: float = (end - start) * 1000 if self._device.type != "cuda" else start.elapsed_time(end)
+        return elapsed

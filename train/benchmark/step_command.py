@@ -12,9 +12,10 @@ import torch
 import tyro
 
 from shared.errors import InputError
+from train.benchmark.measuring import measure
 from train.benchmark.step_report import table
 from train.benchmark.step_settings import Setting
-from train.benchmark.steps import StepRow, Timing, measure
+from train.benchmark.steps import StepRow, Timing
 from train.config.architecture import ArchitectureOptions
 from train.parallel.ranks import join_ranks
 

@@ -5,10 +5,10 @@ All variants of a setting run on one engine, so that what differs is the variant
 
 import dataclasses
 import gc
-import time
-import warnings
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from train.benchmark.parts import PartTimes
 from train.benchmark.step_settings import Setting
-from train.benchmark.variants import Variant, running_as
 from train.config import TrainConfig
 from train.data import Batch
 from train.diffusion.objective import create_objective
@@ -27,7 +26,7 @@ from train.model.config import ModelConfig
 from train.model.flops import training_flop
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
-from train.peak import find_peak, synchronize
+from train.peak import synchronize
 from train.step import TrainingStep
 
 CAPTION_TOKENS = 120
@@ -45,7 +44,7 @@ class Timing:
     warmup: int = 3
     """Steps before the clock starts."""
     steps: int = 8
-    """Steps that are timed; their mean counts."""
+    """Steps that are timed; their median counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,116 +194,34 @@ class Bench:
         return found
 
     def seconds(self, timing: Timing) -> float:
-        """Returns the mean seconds of a step after the warm-up. As in the trainer, none is waited for."""
+        """Returns the median seconds of a step after the warm-up, from the end of the one before to its own.
+
+        As in the trainer, none is waited for: on a GPU ends are events.
+        """
         for _ in range(timing.warmup):
             self.step()
-        synchronize(self._ranks.device)
-        start = time.perf_counter()
+        clock = PartTimes(self._ranks.device)
+        ends = [clock.mark()]
         for _ in range(timing.steps):
             self.step()
+            ends.append(clock.mark())
         synchronize(self._ranks.device)
-        return (time.perf_counter() - start) / timing.steps
+        return statistics.median(clock.elapsed_ms(start, end) for start, end in pairwise(ends)) / 1000
 
     def close(self) -> None:
         """Frees the engine's memory."""
         self._engine.destroy()
         self.model = nn.Module()  # type: ignore[assignment]
         del self._engine, self._step, self._ema, self._batches
-        gc.collect()
-        if self._ranks.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
+
+
+def free_memory() -> None:
+    """Gives back what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
-
-
-def measure(
-    setting: Setting, ranks: Ranks, timing: Timing, *, overrides: dict[str, Any], trace: Path | None
-) -> list[StepRow]:
-    """Returns a row for each variant of a setting.
-
-    Args:
-        setting: What is trained.
-        ranks: Of the benchmark.
-        timing: How long to measure.
-        overrides: Settings of the model.
-        trace: A folder for a trace of a step of each variant, for chrome://tracing; None keeps none.
-    """
-    depths: Sequence[int | None] = (None,) if setting.blocks is None else (setting.blocks // 2, setting.blocks)
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in setting.variants}
-    rows = []
-    for depth in depths:
-        bench = Bench(setting, ranks, overrides, depth)
-        for variant in setting.variants:
-            last = depth == depths[-1]
-            try:
-                row = measure_variant(bench, variant, timing, seconds[variant.name], ranks, trace if last else None)
-            except torch.OutOfMemoryError:
-                row = failed_row(bench, variant, "out of memory")
-            if last:
-                rows.append(row)
-        bench.close()
-    return rows
-
-
-def measure_variant(
-    bench: Bench, variant: Variant, timing: Timing, seconds: list[float], ranks: Ranks, trace: Path | None
-) -> StepRow:
-    """Returns the row of one variant.
-
-    Args:
-        bench: Of the setting.
-        variant: How to run it.
-        timing: How long to measure.
-        seconds: Of a step of the same variant with fewer blocks, if any; this one's are added.
-        ranks: Of the benchmark.
-        trace: A folder for a trace of one step; None keeps none.
-    """
-    setting, on_gpu = bench.setting, ranks.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    with running_as(bench.model, variant), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Full backward hook is firing")
-        seconds.append(bench.seconds(timing))
-        memory = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
-        parts = bench.parts()
-        if trace is not None:
-            _keep_trace(bench, trace / f"{setting.name} {variant.name}.json".replace("/", "-").replace(" ", "_"))
-    whole = seconds[-1]
-    if setting.blocks is not None and len(seconds) > 1:
-        of_a_block = (seconds[1] - seconds[0]) / (setting.blocks - setting.blocks // 2)
-        whole += of_a_block * (bench.whole.depth - setting.blocks)
-    tflops = bench.flop() / whole / 1e12
-    return StepRow(
-        setting=setting.name,
-        variant=variant.name,
-        batch=setting.batch,
-        checkpointing=setting.checkpointing,
-        step_ms=whole * 1000,
-        samples_per_second=setting.batch / whole,
-        tokens_per_second=setting.batch * bench.tokens / whole,
-        tflops=tflops,
-        mfu=tflops / find_peak(ranks.device, torch.bfloat16, None if on_gpu else 1.0).tflops,
-        peak_memory_gib=memory,
-        parts_ms=parts,
-        scaled_from_blocks=setting.blocks,
-        published=setting.published,
-    )
-
-
-def failed_row(bench: Bench, variant: Variant, error: str) -> StepRow:
-    nan, setting = float("nan"), bench.setting
-    return StepRow(
-        setting=setting.name, variant=variant.name, batch=setting.batch, checkpointing=setting.checkpointing,
-        step_ms=nan, samples_per_second=nan, tokens_per_second=nan, tflops=nan, mfu=nan, peak_memory_gib=None,
-        parts_ms={}, published=setting.published, error=error,
-    )  # fmt: skip
-
-
-def _keep_trace(bench: Bench, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.profiler.profile() as profile:
-        bench.step()
-    profile.export_chrome_trace(str(path))
