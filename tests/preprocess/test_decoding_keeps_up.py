@@ -92,7 +92,7 @@ def _shard(number: int, size: int, bucket: Bucket) -> ShardTask:
 def _run(cores: Cores, bucket: Bucket, encode: float, commit: float, size: int = 64) -> None:
     """Encodes all shards of ``size`` samples: ``encode`` seconds a sample, and ``commit`` a shard, beside the next."""
     ahead = DecodeAhead(cores.submit, _give_up, DECODE_BYTES)
-    member = Member(name="both-1", actor=None, role="both", waiting=None)
+    member = Member(name="both-1", actor=None, role="both", avoided=frozenset(), waiting=None)
     shards = deque(_shard(number, size, bucket) for number in range(NUM_SHARDS))
     at_hand: deque[tuple[str, Iterator[Frames]]] = deque()
     committing: deque[tuple[float, str]] = deque()
