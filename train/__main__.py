@@ -1,7 +1,10 @@
 """``python -m train``, alone or under torchrun: parse, join the ranks, train, exit."""
 
+import atexit
 import json
+import os
 import sys
+from typing import NoReturn
 
 from shared.errors import run_entry_point
 from train.config import TrainConfig
@@ -52,5 +55,21 @@ def _with_ranks(debug: bool) -> int:
         return run_entry_point(run, debug=debug)  # within: the other ranks leave after the first has said what is wrong
 
 
+def _end() -> NoReturn:
+    """Runs :func:`main` and ends this process without taking the interpreter down.
+
+    A thread of a process group that still wants Python's lock while that happens aborts the process, and the exit code
+    that a scheduler acts on is lost.
+    """
+    try:
+        code = main()
+    except SystemExit as ended:  # of the command line's parser, and of ranks that leave after the first has said why
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end()
