@@ -3,6 +3,7 @@
 Pure, and columnar: of ten million captions some numbers are kept, and tasks are made when they are handed out.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -89,8 +90,9 @@ class _Tasks(Sequence[Task]):
     def __init__(self, shards: Integers) -> None:
         self._shards = shards
 
+    @abstractmethod
     def _made(self, first: int, end: int) -> Task:
-        raise NotImplementedError
+        """Returns the task of the members from ``first`` to ``end``."""
 
     def __len__(self) -> int:
         return len(self._shards)

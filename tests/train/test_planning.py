@@ -11,6 +11,7 @@ from shared.errors import InputError
 from train.config import OptimiserOptions, ParallelOptions, TrainConfig
 from train.diffusion.objective import create_objective
 from train.model import model_config
+from train.ops.time_attention import time_attention
 from train.planning.activations import meta_batch, meta_model, working_bytes
 from train.planning.allocations import Allocations
 from train.planning.dry_run import describe, largest_buckets, plan_bucket
@@ -49,6 +50,15 @@ def test_activations_grow_with_the_samples_and_shrink_by_what_is_computed_again(
     assert none[6] - none[4] == pytest.approx(none[4] - none[2], rel=0.02)
     assert working(4, "full") < 0.6 * working(4, "selective") < 0.6 * none[4]
     assert working(4, "none", precision="float32") > 1.6 * none[4]
+
+
+def test_attention_along_more_frames_than_our_kernels_take_keeps_no_probabilities():
+    qkv = torch.empty(1, 256, 64, 3, 16, 72, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    allocations = Allocations()
+    with allocations:
+        allocations.leave_out(qkv)
+        time_attention(qkv).sum().backward()
+    assert allocations.peak < 4 * qkv.numel() * qkv.element_size()  # the plain form takes 9 times as much as qkv
 
 
 def test_a_stage_shares_what_it_says_it_shares():

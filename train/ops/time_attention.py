@@ -52,5 +52,16 @@ def time_attention(
         k = F.rms_norm(k, k.shape[-1:], k_norm, RMS_NORM_EPS)
     if rope is not None:
         q, k = (rotate(t.float(), *rope).to(v.dtype) for t in (q, k))
-    out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+    out = _sdpa(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
     return out.unflatten(0, q.shape[:2]).permute(0, 3, 1, 2, 4)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Returns the attention (N, H, T, P); without content, what a kernel of a GPU would keep and no probabilities."""
+    if not q.is_meta:
+        return F.scaled_dot_product_attention(q, k, v)
+    if q.dtype is torch.float32:
+        efficient: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
+        return efficient
+    flash: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+    return flash
