@@ -58,8 +58,8 @@ def _with_ranks(debug: bool) -> int:
 def _end() -> NoReturn:
     """Runs :func:`main` and ends this process without taking the interpreter down.
 
-    A thread of a process group that still wants Python's lock while that happens aborts the process, and the exit code
-    that a scheduler acts on is lost.
+    Now and then a process of this program has aborted at that point ("terminate called without an active exception"),
+    most likely for a thread of a process group that wants Python's lock; the exit code that a scheduler acts on is lost.
     """
     try:
         code = main()

@@ -70,9 +70,9 @@ def build_engine(
 def _look_at_all_gradients_at_once(optimizer: Any) -> None:
     """Has a ZeRO optimiser of stage 1 or 2 compute the gradient's norm in a few kernels.
 
-    DeepSpeed looks at each parameter by itself, first for values that are not finite, then for the norm: about thirty
-    small operations a parameter, which no GPU is fast enough at to hide. The norm alone tells both, and DeepSpeed
-    takes no step whose norm is not finite.
+    DeepSpeed looks at each parameter by itself, first for values that are not finite, then for the norm: many small
+    operations, whose launches cost more than their work. The norm alone tells both, and DeepSpeed takes no step whose
+    norm is not finite. Its optimiser for bfloat16 with float32 gradients, which has no such lists, stays as it is.
     """
     if not hasattr(optimizer, "averaged_gradients"):
         return
