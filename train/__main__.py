@@ -59,7 +59,7 @@ def _end() -> NoReturn:
     """Runs :func:`main` and ends this process without taking the interpreter down.
 
     Now and then a process of this program has aborted at that point ("terminate called without an active exception"),
-    most likely for a thread of a process group that wants Python's lock; the exit code that a scheduler acts on is lost.
+    most likely for a thread of a process group that wants Python's lock. Then the exit code is lost.
     """
     try:
         code = main()
