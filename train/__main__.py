@@ -46,6 +46,9 @@ def _with_ranks(debug: bool) -> int:
                 if ranks.is_first:
                     print(json.dumps(config.to_json(), indent=2))
                 return 0
+            from train.first_checks import check_first  # with what follows, imports what --help does without
+
+            ranks.agree(lambda: check_first(config) if ranks.is_first else None)
             if config.dry_run:
                 return dry_run(config, ranks)
             from train.trainer import train  # imports deepspeed, which takes seconds: not for --help

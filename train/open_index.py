@@ -8,7 +8,6 @@ from shared.cache.dataset import Cache
 from shared.errors import InputError
 from train.chosen_rows import Selection
 from train.config import TrainConfig
-from train.online.encoders import OnlineEncoders
 from train.online.encoding import OnlineEncoding
 from train.online.index import OnlineIndex, open_probes, probe_manifest, read_clips
 from train.parallel.ranks import Ranks
@@ -50,6 +49,8 @@ def open_index(config: TrainConfig, device: torch.device | None) -> IndexedSampl
         return SampleIndex.open(cache, selection, variants=data.variants, local_cache=data.local_cache)
     if device is None:
         raise InputError("--dry-run with --online: what the encoders take is not predicted: plan with a cache")
+    from train.online.encoders import OnlineEncoders  # loads transformers and diffusers: not for a cache
+
     encoding = OnlineEncoding.of(config.encoding, data.buckets)
     return OnlineIndex.open(
         encoding,

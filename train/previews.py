@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.errors import InputError
 from shared.spec import Bucket
 from train.boards import Board
 from train.diffusion.samplers import Sampler, create_sampler
@@ -48,7 +47,8 @@ class Previews:
 
     def __init__(self, run: CheckedRun, ranks: Ranks) -> None:
         self._run, self._ranks = run, ranks
-        self._sampler: Sampler = ranks.agree(self._checked_sampler)
+        options = run.config.evaluation
+        self._sampler: Sampler = create_sampler(None, options.preview_sampling_steps, run.objective)
         prompts: list[Prompt] = ranks.agree(lambda: self._find_prompts() if ranks.is_first else [])
         self._prompts = ranks.from_first(prompts)
         bucket = max(run.plan.buckets, key=lambda each: run.index.buckets[each].num_samples)
@@ -59,12 +59,6 @@ class Previews:
             width=bucket.width,
             fps=run.index.fps(bucket) if bucket.num_frames > 1 else IMAGE_FPS,
         )
-
-    def _checked_sampler(self) -> Sampler:
-        options = self._run.config.evaluation
-        if options.preview_guidance != 1 and not self._run.config.diffusion.caption_dropout:
-            raise InputError("caption_dropout=0 leaves the null caption untrained: use --preview-guidance 1")
-        return create_sampler(None, options.preview_sampling_steps, self._run.objective)
 
     def _find_prompts(self) -> list[Prompt]:
         config, provenance, options = self._run.config, self._run.index.provenance, self._run.config.evaluation

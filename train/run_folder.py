@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ PROBES_FOLDER = "probes"
 """What is known of a manifest's clips, where they are encoded online."""
 _OF_THE_BEGINNING = frozenset({"init_from", "reinit"})
 """Options that nothing reads once there is a checkpoint, so that those weights may be moved or removed."""
+_Pair = tuple[str, Any, Any]
+"""A name, and the values of the run that is there and of the one to come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +89,21 @@ def open_run(folder: Path, description: RunDescription) -> None:
     write_durably(folder / RUN_FILE, (json.dumps(asdict(description), indent=2) + "\n").encode())
 
 
+def require_same_options(folder: Path, options: Mapping[str, Any]) -> None:
+    """Checks that the run of a folder, if there is one, has the same options.
+
+    Args:
+        folder: A run's, or one that a run is to get.
+        options: Of a run, as JSON, by name.
+
+    Raises:
+        InputError: if some are others, naming all of them with both values.
+    """
+    if (folder / RUN_FILE).exists():
+        theirs = read_run(folder)
+        _refuse(folder, theirs, options, _option_pairs(folder, theirs, options))
+
+
 def require_own_folder(folder: Path) -> None:
     """Raises :class:`InputError` if a folder holds something else than a run, or what is kept for one to come."""
     if (folder / RUN_FILE).exists() or not folder.exists():
@@ -95,25 +113,33 @@ def require_own_folder(folder: Path) -> None:
 
 
 def _require_same(folder: Path, theirs: RunDescription, ours: RunDescription) -> None:
-    free = FREE_TO_CHANGE | (_OF_THE_BEGINNING if list_checkpoints(folder) else frozenset())
-    pairs: list[tuple[str, Any, Any]] = [
-        (name, theirs.config.get(name, DEFAULTS.get(name)), value)
-        for name, value in ours.config.items()
-        if name not in free
-    ]
-    pairs += [(name, theirs.model_config.get(name), value) for name, value in ours.model_config.items()]
+    _refuse(folder, theirs, ours.config, _option_pairs(folder, theirs, ours.config))
+    pairs: list[_Pair] = [(name, theirs.model_config.get(name), value) for name, value in ours.model_config.items()]
     for stream, settings in ours.provenance.items():
         recorded = theirs.provenance.get(stream, {})
         pairs += [
             (f"{stream} {name}", recorded.get(name), value) for name, value in settings.items() if name != "model"
         ]
     pairs.append(("samples_sha256", theirs.samples_sha256, ours.samples_sha256))
-    for name, recorded, value in pairs:
-        if recorded != value:
-            raise InputError(
-                f"{folder}: the run there has {name}={recorded} (cache {theirs.config['cache']}), this one has "
-                f"{name}={value} (cache {ours.config['cache']}): use the run's own settings or another --output"
-            )
+    _refuse(folder, theirs, ours.config, pairs)
+
+
+def _option_pairs(folder: Path, theirs: RunDescription, ours: Mapping[str, Any]) -> list[_Pair]:
+    free = FREE_TO_CHANGE | (_OF_THE_BEGINNING if list_checkpoints(folder) else frozenset())
+    return [
+        (name, theirs.config.get(name, DEFAULTS.get(name)), value) for name, value in ours.items() if name not in free
+    ]
+
+
+def _refuse(folder: Path, theirs: RunDescription, ours: Mapping[str, Any], pairs: Sequence[_Pair]) -> None:
+    """Raises :class:`InputError` if a name has two values, naming all of these."""
+    differing = [(name, recorded, value) for name, recorded, value in pairs if recorded != value]
+    if differing:
+        recorded, found = (", ".join(f"{pair[0]}={pair[side]}" for pair in differing) for side in (1, 2))
+        raise InputError(
+            f"{folder}: the run there has {recorded} (cache {theirs.config['cache']}), this one has {found} "
+            f"(cache {ours['cache']}): use the run's own settings or another --output"
+        )
 
 
 def jsonable(config: ModelConfig) -> dict[str, Any]:

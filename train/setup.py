@@ -8,6 +8,8 @@ from shared.errors import InputError
 from train.boards import require_boards
 from train.config import TrainConfig
 from train.diffusion.objective import Objective, create_objective
+from train.diffusion.samplers import create_sampler
+from train.held_out import FixedSamples
 from train.lora import require_peft
 from train.model import model_config
 from train.model.attention import require_backend
@@ -104,11 +106,6 @@ def plan_run(
     for name, reason in _SET_ELSEWHERE.items():
         if name in overrides:
             raise InputError(f"--set {name}={overrides[name]}: {reason}")
-    if config.diffusion.mask_ratios and not config.architecture.model.startswith("stdit3"):
-        raise InputError(
-            f"mask_ratios={' '.join(config.diffusion.mask_ratios)}: {config.architecture.model} cannot be told which "
-            "frames are given: use a stdit3 model, or leave it out"
-        )
     model_config(config.architecture.model, **overrides)  # a mistake in it is told before one in the cache
     index = open_index(config, encoders_on)
     buckets = select_buckets(index.buckets, () if config.cache is None else config.data.buckets)
@@ -138,6 +135,12 @@ def plan_run(
     )
     if objective.learns_variance and not architecture.pred_sigma:
         raise InputError("--set pred_sigma=false: the loss teaches the variance too: leave it out")
+    judged = config.evaluation
+    if judged.preview_every is not None:
+        create_sampler(None, judged.preview_sampling_steps, objective)
+    shows_captions = judged.preview_every is not None and judged.preview_prompts is None
+    if config.data.holdout is not None and (judged.evaluate_every is not None or shows_captions):
+        FixedSamples.open(config, 1, held_out=True)
     if isinstance(architecture, DiTConfig):
         require_heads(architecture.num_heads, config.parallel.sequence_parallel)
     tokens = {}

@@ -105,7 +105,7 @@ def test_an_image_is_one_png_and_decoding_goes_in_slices(run, tmp_path):
         ({"sampler": "euler"}, "sampler 'euler': the model was trained for iddpm: use ancestral or ddim or dpm"),
         ({"steps": 1001}, "1001 sampling steps: expected 1 to 1000"),
         ({"condition": Path("x.png")}, "--condition: stdit-ti/2 cannot be told which frames are given"),
-        ({"prompts": Path("/nowhere/p.txt")}, "/nowhere/p.txt: expected a UTF-8 text file of prompts"),
+        ({"prompts": Path("/nowhere/p.txt")}, "/nowhere/p.txt: cannot be read .No such file or directory.: expected"),
         ({"checkpoint": Path("/nowhere")}, "/nowhere/ema.safetensors: no such file"),
     ],
     ids=str,

@@ -22,6 +22,7 @@ from train.config.optimiser import OptimiserOptions
 from train.config.parallel import ParallelOptions
 from train.config.presets import Preset
 from train.config.settings import MAY_CHANGE, MayChange, require_at_least
+from train.diffusion.objective import choose_objective
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -70,6 +71,7 @@ class TrainConfig:
         if self.evaluation.judge_ema and self.optimiser.ema_decay is None:
             raise InputError("judge_ema: there is no average with --ema-decay None: leave one of them out")
         require_at_least(self, 0, "seed")
+        self._check_diffusion()
         parts = self.optimiser.gradient_accumulation
         if parts > 1 and self.parallel.zero_stage == 0 and self.parallel.precision == "bfloat16":
             raise InputError(
@@ -91,6 +93,23 @@ class TrainConfig:
                 f"local_cache_gb={self.data.local_cache_gb} does nothing with --online, of which --local-cache keeps "
                 "the index alone: leave it out"
             )
+
+    def _check_diffusion(self) -> None:
+        diffusion, model, judged = self.diffusion, self.architecture.model, self.evaluation
+        choose_objective(
+            diffusion.objective,
+            model,
+            min_snr_gamma=diffusion.min_snr_gamma,
+            flow_times=diffusion.flow_times,
+            flow_shift=diffusion.flow_shift,
+        )
+        if diffusion.mask_ratios and not model.startswith("stdit3"):
+            raise InputError(
+                f"mask_ratios={' '.join(diffusion.mask_ratios)}: {model} cannot be told which frames are given: use a "
+                "stdit3 model, or leave it out"
+            )
+        if judged.preview_every is not None and judged.preview_guidance != 1 and not diffusion.caption_dropout:
+            raise InputError("caption_dropout=0 leaves the null caption untrained: use --preview-guidance 1")
 
     @property
     def decay_steps(self) -> int:

@@ -177,15 +177,34 @@ def create_objective(
     Raises:
         InputError: for an unknown name, or a setting that the objective does not have.
     """
+    name = choose_objective(name, model, min_snr_gamma=min_snr_gamma, flow_times=flow_times, flow_shift=flow_shift)
+    if name == "iddpm":
+        return Iddpm(schedule=iddpm.linear_schedule(), min_snr_gamma=min_snr_gamma)
+    shift = True if flow_shift is None else flow_shift
+    return RectifiedFlow(spatial_stride=spatial_stride, times=flow_times or "logit-normal", shift=shift)
+
+
+def choose_objective(
+    name: ObjectiveName | None,
+    model: str,
+    *,
+    min_snr_gamma: float | None,
+    flow_times: TimeDistribution | None,
+    flow_shift: bool | None,
+) -> ObjectiveName:
+    """Returns the name of the objective that :func:`create_objective` makes of the same arguments.
+
+    Raises:
+        InputError: as it does.
+    """
     name = name or ("rectified-flow" if model.startswith("stdit3") else "iddpm")
     if name == "iddpm":
         _refuse(name, flow_times=flow_times, flow_shift=flow_shift)
-        return Iddpm(schedule=iddpm.linear_schedule(), min_snr_gamma=min_snr_gamma)
-    if name == "rectified-flow":
+    elif name == "rectified-flow":
         _refuse(name, min_snr_gamma=min_snr_gamma)
-        shift = True if flow_shift is None else flow_shift
-        return RectifiedFlow(spatial_stride=spatial_stride, times=flow_times or "logit-normal", shift=shift)
-    raise InputError(f"unknown objective {name!r}: choose from {', '.join(get_args(ObjectiveName))}")
+    else:
+        raise InputError(f"unknown objective {name!r}: choose from {', '.join(get_args(ObjectiveName))}")
+    return name
 
 
 def _refuse(name: str, **settings: object) -> None:

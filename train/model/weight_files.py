@@ -104,8 +104,13 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str
             (path / _FOLDER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _locate(name: str) -> tuple[Path, Path | None]:
-    """Returns the file of weights, and that of the configuration beside it."""
+def require_there(source: str) -> None:
+    """Raises :class:`InputError` if a source is not on disk, nor can be in a repository, which is not asked."""
+    _on_disk(source)
+
+
+def _on_disk(name: str) -> tuple[Path, Path | None] | None:
+    """Returns the file of weights, and that of the configuration beside it; None if a repository may have them."""
     path = Path(name)
     if path.is_dir():
         if not (path / _FOLDER_WEIGHTS).is_file() or not (path / _FOLDER_CONFIG).is_file():
@@ -118,6 +123,15 @@ def _locate(name: str) -> tuple[Path, Path | None]:
         return path, None
     if path.is_absolute() or name.startswith(".") or len(parts) < 2 or (path.suffix and len(parts) < 3):
         raise InputError(f"{name}: no such file or folder")
+    return None
+
+
+def _locate(name: str) -> tuple[Path, Path | None]:
+    """Returns the file of weights, and that of the configuration beside it."""
+    found = _on_disk(name)
+    if found is not None:
+        return found
+    path, parts = Path(name), name.split("/")
     repository, rest = "/".join(parts[:2]), "/".join(parts[2:])
     try:
         if path.suffix in (".safetensors", *_PICKLES) and rest:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,14 @@ from shared.spec import Bucket
 from shared.stores.open import open_store
 from train.chosen_rows import Selection
 from train.index_columns import Array, IndexFolder, build_once, node_folder
-from train.online.encoders import OnlineEncoders
 from train.online.encoding import OnlineEncoding
 from train.online.index_build import CLIPS_FILE, REFUSED_FILE, build_online_columns
 from train.online.probing import probe_clips
 from train.run_folder import PROBES_FOLDER
 from train.sample_index import RUN_BYTES, IndexedSamples, Variants
+
+if TYPE_CHECKING:  # Loads transformers and diffusers, which a run from a cache does without.
+    from train.online.encoders import OnlineEncoders
 
 _LAYOUT_VERSION = 1
 
@@ -70,7 +72,7 @@ class OnlineColumns:
 class OnlineIndex(IndexedSamples):
     """The samples of a manifest. Build it with :meth:`open`."""
 
-    def __init__(self, encoding: OnlineEncoding, encoders: OnlineEncoders, folder: IndexFolder) -> None:
+    def __init__(self, encoding: OnlineEncoding, encoders: "OnlineEncoders", folder: IndexFolder) -> None:
         super().__init__(encoding.manifest, encoders.provenance(), folder)
         self.encoding, self.encoders = encoding, encoders
         self.refused: dict[str, int] = folder.about()["refused"]
@@ -84,7 +86,7 @@ class OnlineIndex(IndexedSamples):
     def open(
         cls,
         encoding: OnlineEncoding,
-        encoders: OnlineEncoders,
+        encoders: "OnlineEncoders",
         manifest: Manifest,
         probes: Probes,
         selection: Selection,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,6 @@ from shared.cache.schema import MANIFEST
 from shared.clips.plan import Plan, ShardRows, make_plan
 from shared.clips.plan_options import plan_options
 from shared.clips.samples import SampleMaker, TakenRows, facts_of
-from shared.encoders.t5 import TextEncoder
 from shared.errors import InputError
 from shared.fingerprints import Lookup
 from shared.media.manifest import Manifest
@@ -35,6 +34,9 @@ from train.index_build import describe_buckets, pack_sizes, stated_rates, unpack
 from train.index_columns import Array, save_column
 from train.online.encoding import OnlineEncoding
 from train.where import Where, held_out, parse_fraction
+
+if TYPE_CHECKING:  # Loads transformers, which a run from a cache does without.
+    from shared.encoders.t5 import TextEncoder
 
 CLIPS_FILE = "clips.arrow"
 REFUSED_FILE = "refused.jsonl"
@@ -102,7 +104,7 @@ def build_online_columns(
     probes: pa.Table,
     encoding: OnlineEncoding,
     provenance: Provenance,
-    text: TextEncoder,
+    text: "TextEncoder",
     selection: Selection,
     *,
     by_clip: bool,
@@ -176,7 +178,7 @@ class _Texts:
     """Rows of whose captions nothing is left."""
 
 
-def _save_texts(folder: Path, manifest: Manifest, used: Array, text: TextEncoder) -> _Texts:
+def _save_texts(folder: Path, manifest: Manifest, used: Array, text: "TextEncoder") -> _Texts:
     """Writes the token ids of the captions of some rows, one caption behind another."""
     num_captions = np.zeros(manifest.table.num_rows, np.int64)
     first = np.zeros(manifest.table.num_rows, np.int64)

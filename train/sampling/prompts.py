@@ -13,7 +13,11 @@ def read_prompts(file: Path) -> list[str]:
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}): expected a text file of prompts, one a line"
+        ) from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{file}: expected a UTF-8 text file of prompts, one a line ({error})") from None
     prompts = [line.strip() for line in lines]
     prompts = [prompt for prompt in prompts if prompt and not prompt.startswith("#")]
