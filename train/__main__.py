@@ -16,6 +16,7 @@ def dry_run(config: TrainConfig, ranks: Ranks) -> int:
     """Prints what a run would do and take, and returns the exit code."""
     from train.parallel.sequence import require_degree
     from train.planning.dry_run import describe  # imports what --help does without
+    from train.planning.fitting import device_memory, fit_checkpointing
     from train.setup import plan_run
 
     world_size, degree = config.plan_ranks or ranks.world_size, config.parallel.sequence_parallel
@@ -23,7 +24,8 @@ def dry_run(config: TrainConfig, ranks: Ranks) -> int:
     def planned() -> str:
         require_degree(degree, world_size)
         run = plan_run(config, data_rank=0, num_data_ranks=world_size // degree, device_type="cuda")
-        return describe(run, world_size)
+        device_bytes = device_memory(config.parallel.device_memory_gib, ranks.device)
+        return describe(fit_checkpointing(run, world_size, device_bytes), world_size)
 
     text = ranks.agree(lambda: planned() if ranks.is_first else "")
     if ranks.is_first:

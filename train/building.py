@@ -31,12 +31,14 @@ def build_model(config: ModelConfig, options: TrainConfig) -> DiffusionTransform
         options: Which attention kernel, what is computed again, what is trained.
 
     Raises:
-        InputError: if a module that is not to be trained is not there.
+        InputError: if a module that is not to be trained is not there, or blocks that are to be checkpointed are not.
     """
+    recomputation = options.parallel.recomputation
     model = train.model.build_model(
         config,
         attention_backend=options.parallel.attention_backend,
-        activation_checkpointing=options.parallel.activation_checkpointing,
+        activation_checkpointing=recomputation.mode,
+        checkpointed_blocks=recomputation.blocks,
     )
     _choose_trained(model, options.finetuning)
     return model

@@ -22,6 +22,7 @@ from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
 from train.peak import Peak, find_peak
 from train.planning.dry_run import largest_buckets, plan_bucket, require_memory
+from train.planning.fitting import device_memory, fit_checkpointing
 from train.sample_sources import sources_of
 from train.schedules import learning_rate
 from train.setup import CheckedRun, begin_run, check_run, require_same_index
@@ -40,8 +41,8 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     ranks.agree(lambda: prepare_source(config, ranks))
     run = ranks.agree(lambda: check_run(config, ranks))
     require_same_index(run.index, ranks)
-    ranks.agree(lambda: _require_memory(run, ranks))
-    trainer = Trainer(run, ranks)
+    fitted = ranks.agree(lambda: _fit(run, ranks))
+    trainer = Trainer(fitted, ranks)
     ranks.agree(lambda: begin_run(run) if ranks.is_first else None)
     first_step = trainer.checkpointer.restore_newest()
     ranks.agree(lambda: _require_steps_left(first_step, config))
@@ -70,14 +71,20 @@ def _require_steps_left(first_step: int, config: TrainConfig) -> None:
         )
 
 
-def _require_memory(run: CheckedRun, ranks: Ranks) -> None:
-    """Raises :class:`InputError` if the largest bucket does not fit on this rank's device."""
-    given = run.config.parallel.device_memory_gib
-    if given is None and ranks.device.type != "cuda":
-        return
-    device_bytes = torch.cuda.get_device_properties(ranks.device).total_memory if given is None else given * 2**30
-    (largest,) = largest_buckets(run, 1)
-    require_memory(plan_bucket(run, largest, ranks.world_size), device_bytes)
+def _fit(run: CheckedRun, ranks: Ranks) -> CheckedRun:
+    """Returns a run whose checkpointing is decided, the same on all ranks.
+
+    Raises:
+        InputError: if the largest bucket does not fit on this rank's device.
+    """
+    device_bytes = device_memory(run.config.parallel.device_memory_gib, ranks.device)
+    least = ranks.gather(device_bytes)
+    smallest = None if device_bytes is None else min(each for each in least if each is not None)
+    fitted = fit_checkpointing(run, ranks.world_size, smallest)
+    if device_bytes is not None:
+        (largest,) = largest_buckets(fitted, 1)
+        require_memory(plan_bucket(fitted, largest, ranks.world_size), device_bytes)
+    return fitted
 
 
 class Trainer:
@@ -133,7 +140,8 @@ class Trainer:
             f"{config.architecture.model}: {self._num_parameters / 1e6:.1f} M parameters, {parallel.precision}, "
             f"ZeRO {parallel.zero_stage}, {ranks.world_size} x {ranks.device.type}{self._sharing()}, "
             f"batch {self._batch_sizes()}, "
-            f"attention {parallel.attention_backend or 'by shape'}; {self._run.plan.num_samples} samples an epoch; "
+            f"attention {parallel.attention_backend or 'by shape'}, activation checkpointing {parallel.recomputation}; "
+            f"{self._run.plan.num_samples} samples an epoch; "
             f"peak {peak.tflops:.3g} TFLOP/s a device ({peak.source}); steps {first_step} to {config.steps}"
         )
 

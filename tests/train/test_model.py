@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from shared.errors import InputError
 from tests.train.small_models import KINDS, SMALL, inputs, one_of, small_model
 from train.model import create_model, model_config
+from train.model.checkpointing import Recomputation
 
 WITH_CAPTIONS = [kind for kind in KINDS if not kind.endswith("labels")]
 
@@ -116,6 +117,35 @@ def test_every_way_of_checkpointing_gives_the_same_gradients_and_keeps_less(kind
     for mode in ("selective", "full"):
         torch.testing.assert_close(results[mode], results["none"], atol=1e-6, rtol=1e-5)
     assert kept_bytes["full"] < kept_bytes["none"] / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_that_keep_less_than_others_change_no_bit_and_come_first(kind):
+    settings = {"none": None, "selective": None, "full": None, "mixed selective": 1, "mixed full": 1}
+    results = {}
+    for name, blocks in settings.items():
+        mode = name.removeprefix("mixed ")
+        model, values = small_model(kind, activation_checkpointing=mode, checkpointed_blocks=blocks), inputs(kind)
+        output = model(**values)
+        output.square().mean().backward()
+        results[name] = [output, *(parameter.grad for parameter in model.parameters())]
+    for name, tensors in results.items():
+        assert all(torch.equal(a, b) for a, b in zip(tensors, results["none"], strict=True)), name
+
+    model.checkpoint_blocks(Recomputation(mode="full", blocks=1))
+    seen = []
+    for block in model.transformer_blocks():
+        block.register_forward_pre_hook(lambda block, _: seen.append(block.checkpointing))
+    model(**values)
+    assert seen == ["full"] + ["selective"] * (len(seen) - 1)
+    assert len(seen) > 1
+
+
+def test_blocks_to_checkpoint_that_are_not_there_are_an_error():
+    with pytest.raises(InputError, match="checkpointed_blocks=9: the model has 2 blocks: use 1 to 2"):
+        create_model("stdit-ti/2", **SMALL, activation_checkpointing="full", checkpointed_blocks=9)
+    with pytest.raises(InputError, match="checkpointed_blocks=1 does nothing with activation_checkpointing=none"):
+        create_model("stdit-ti/2", **SMALL, checkpointed_blocks=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

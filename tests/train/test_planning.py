@@ -1,5 +1,7 @@
 """What a run will take, before it runs."""
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from shared.errors import InputError
 from train.config import OptimiserOptions, ParallelOptions, TrainConfig
 from train.diffusion.objective import create_objective
 from train.model import model_config
+from train.model.checkpointing import Recomputation
 from train.ops.time_attention import time_attention
 from train.planning.activations import meta_batch, meta_model, working_bytes
 from train.planning.allocations import Allocations
 from train.planning.dry_run import describe, largest_buckets, plan_bucket
+from train.planning.fitting import fit_checkpointing, least_recomputation
 from train.planning.memory import plan_memory
 from train.setup import plan_run
 from train.trainer import train
@@ -50,6 +54,52 @@ def test_activations_grow_with_the_samples_and_shrink_by_what_is_computed_again(
     assert none[6] - none[4] == pytest.approx(none[4] - none[2], rel=0.02)
     assert working(4, "full") < 0.6 * working(4, "selective") < 0.6 * none[4]
     assert working(4, "none", precision="float32") > 1.6 * none[4]
+
+
+def test_blocks_that_compute_more_again_than_others_take_what_lies_between():
+    modes = [("none", None), ("selective", 2), ("selective", None), ("full", 2), ("full", None)]
+    found = [working(4, mode, checkpointed_blocks=blocks) for mode, blocks in modes]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < found[0] / 2
+
+
+def test_auto_takes_the_least_recomputation_that_fits_whatever_the_memory():
+    kept = {"none": 10, "selective": 6, "full": 1}
+
+    def needed(choice):
+        return 100 + sum(kept[mode] for mode in choice.of_each(4))
+
+    rungs = [(mode, blocks) for mode in ("selective", "full") for blocks in (1, 2, 3, None)]
+    expected = {needed(choice): choice for choice in (Recomputation(mode=m, blocks=b) for m, b in rungs)}
+    expected[needed(Recomputation(mode="none"))] = Recomputation(mode="none")
+    for device_bytes in range(104, 150):
+        fits = max(each for each in expected if each <= device_bytes)
+        assert least_recomputation(4, needed, device_bytes) == expected[fits]
+    assert least_recomputation(4, needed, 1) == Recomputation(mode="full")
+
+
+def test_a_run_computes_again_what_its_largest_bucket_needs_and_no_more(ranks, small_config):
+    wide = ("depth=3", "hidden_size=256", "num_heads=4")
+    config = small_config.changed(activation_checkpointing="auto", batch_size=64, zero_stage=0, model_settings=wide)
+    run = plan_run(config, data_rank=0, num_data_ranks=1, device_type="cpu")
+    (bucket,) = largest_buckets(run, 1)
+
+    def needed(mode, blocks=None):
+        fixed = config.changed(activation_checkpointing=mode, checkpointed_blocks=blocks)
+        return plan_bucket(dataclasses.replace(run, config=fixed), bucket, 1).memory.needed
+
+    assert fit_checkpointing(run, 1, needed("none")).config.parallel.recomputation.mode == "none"
+    least = needed("full", 2)
+    chosen = fit_checkpointing(run, 1, least).config.parallel.recomputation
+    assert chosen.mode == "full"
+    assert needed(chosen.mode, chosen.blocks) <= least < needed("selective")
+    with pytest.raises(InputError, match="activation_checkpointing=auto: there is no GPU here"):
+        train(config, ranks)
+    config = config.changed(device_memory_gib=needed("full", 2) / 2**30, steps=1)
+    assert train(config, ranks) == 0
+    assert json.loads((config.output / "run.json").read_text())["config"]["activation_checkpointing"] == "auto"
+    with pytest.raises(InputError, match=r"needs about .* found .* GiB"):
+        train(config.changed(output=config.output / "small", device_memory_gib=0.5), ranks)
 
 
 def test_attention_along_more_frames_than_our_kernels_take_keeps_no_probabilities():

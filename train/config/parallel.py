@@ -6,10 +6,11 @@ from typing import Literal
 from shared.errors import InputError
 from train.config.settings import MayChange, require_at_least, require_positive
 from train.model.attention import AttentionBackend
-from train.model.checkpointing import ActivationCheckpointing
+from train.model.checkpointing import Recomputation
 
 Precision = Literal["bfloat16", "float32"]
 Offload = Literal["none", "optimizer", "all"]
+Checkpointing = Literal["none", "selective", "full", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,15 +28,30 @@ class ParallelOptions:
     (stage 3)."""
     attention_backend: MayChange[AttentionBackend | None] = None
     """The attention kernel; None chooses by device and shape."""
-    activation_checkpointing: MayChange[ActivationCheckpointing] = "none"
-    """What of the blocks is computed again in the backward pass: nothing, what is cheap to compute, or all."""
+    activation_checkpointing: MayChange[Checkpointing] = "none"
+    """What of the blocks is computed again in the backward pass: nothing, what is cheap to compute, or all; auto: as
+    little as the device's memory allows, by the count of --dry-run."""
+    checkpointed_blocks: MayChange[int | None] = None
+    """How many blocks, from the first, do so; those after them keep more: with full what selective keeps, with
+    selective everything. None: all do the same."""
 
     device_memory_gib: MayChange[float | None] = None
     """Memory of one device; what does not fit is refused. On a GPU, None is what it has."""
 
+    @property
+    def recomputation(self) -> Recomputation:
+        """What the blocks compute again, once that is decided; see ``train.planning.fitting``."""
+        assert self.activation_checkpointing != "auto"
+        return Recomputation(mode=self.activation_checkpointing, blocks=self.checkpointed_blocks)
+
     def __post_init__(self) -> None:
         require_positive(self, "device_memory_gib")
-        require_at_least(self, 1, "sequence_parallel")
+        require_at_least(self, 1, "sequence_parallel", "checkpointed_blocks")
+        if self.checkpointed_blocks is not None and self.activation_checkpointing in ("none", "auto"):
+            raise InputError(
+                f"checkpointed_blocks={self.checkpointed_blocks} does nothing with activation_checkpointing="
+                f"{self.activation_checkpointing}: use selective or full, or leave it out"
+            )
         if self.offload != "none" and self.zero_stage == 0:
             raise InputError(f"offload={self.offload} does nothing at zero_stage=0: use stage 1 or more")
         if self.offload == "all" and self.zero_stage != 3:

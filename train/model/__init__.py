@@ -4,7 +4,7 @@ from typing import Any
 
 from shared.errors import InputError
 from train.model.attention import AttentionBackend
-from train.model.checkpointing import ActivationCheckpointing
+from train.model.checkpointing import ActivationCheckpointing, Recomputation
 from train.model.config import DiTConfig, ModelConfig, STDiT3Config, STDiTConfig, config_from_values
 from train.model.dit import DiT, LabelDiT
 from train.model.stdit import STDiT
@@ -45,6 +45,7 @@ def build_model(
     *,
     attention_backend: AttentionBackend | None = None,
     activation_checkpointing: ActivationCheckpointing = "none",
+    checkpointed_blocks: int | None = None,
 ) -> DiffusionTransformer:
     """Returns the model that a configuration determines, newly initialised.
 
@@ -52,7 +53,20 @@ def build_model(
         config: The architecture: its type says which model.
         attention_backend: The attention kernel; None chooses by device and shape.
         activation_checkpointing: What the backward pass computes again: ``none``, ``full``, or ``selective``.
+        checkpointed_blocks: Of how many blocks, from the first; those after keep more. None: of all.
+
+    Raises:
+        InputError: for an unknown way of checkpointing, or more blocks than there are.
     """
+    model = _new_model(config, attention_backend, activation_checkpointing)
+    if checkpointed_blocks is not None:
+        model.checkpoint_blocks(Recomputation(mode=activation_checkpointing, blocks=checkpointed_blocks))
+    return model
+
+
+def _new_model(
+    config: ModelConfig, attention_backend: AttentionBackend | None, activation_checkpointing: ActivationCheckpointing
+) -> DiffusionTransformer:
     match config:
         case STDiTConfig():
             return STDiT(config, attention_backend=attention_backend, activation_checkpointing=activation_checkpointing)
@@ -71,6 +85,7 @@ def create_model(
     *,
     attention_backend: AttentionBackend | None = None,
     activation_checkpointing: ActivationCheckpointing = "none",
+    checkpointed_blocks: int | None = None,
     **overrides: Any,
 ) -> DiffusionTransformer:
     """Returns the model ``name``, newly initialised.
@@ -79,13 +94,15 @@ def create_model(
         name: A key of ``PRESETS``.
         attention_backend: The attention kernel; None chooses by device and shape.
         activation_checkpointing: What the backward pass computes again: ``none``, ``full``, or ``selective``.
+        checkpointed_blocks: Of how many blocks, from the first; those after keep more. None: of all.
         overrides: Settings of the model's configuration that differ from the preset.
 
     Raises:
-        InputError: for an unknown name or override, naming the choices.
+        InputError: for an unknown name or override, naming the choices; for more blocks than there are.
     """
     return build_model(
         model_config(name, **overrides),
         attention_backend=attention_backend,
         activation_checkpointing=activation_checkpointing,
+        checkpointed_blocks=checkpointed_blocks,
     )

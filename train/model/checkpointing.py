@@ -1,11 +1,13 @@
 """What a block keeps for its backward pass: everything, the results of its products, or its inputs alone.
 
 ``selective`` keeps what is dear to compute (matrix products, attention) and computes the element-wise rest again, which
-costs little time and about halves the memory. ``full`` computes all of it again.
+costs little time and about halves the memory. ``full`` computes all of it again. Blocks may differ: the first ones save
+more, for the backward pass comes to them last, when what the others kept has been given back.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -69,6 +71,47 @@ def require_checkpointing(name: str) -> None:
     """Raises :class:`InputError` unless ``name`` is a way of checkpointing."""
     if name not in ACTIVATION_CHECKPOINTING:
         raise InputError(f"activation_checkpointing={name!r}: expected one of {', '.join(ACTIVATION_CHECKPOINTING)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recomputation:
+    """What the blocks of a model compute again in the backward pass.
+
+    Raises:
+        InputError: for an unknown way of checkpointing, or blocks with ``none``, beside which none keeps more.
+    """
+
+    mode: ActivationCheckpointing
+    """What the first ``blocks`` do."""
+    blocks: int | None = None
+    """Those after them keep more: beside ``full`` what ``selective`` keeps, beside ``selective`` everything. None: all
+    do the same."""
+
+    def __post_init__(self) -> None:
+        require_checkpointing(self.mode)
+        if self.blocks is not None and self.mode == "none":
+            raise InputError(f"checkpointed_blocks={self.blocks} does nothing with activation_checkpointing=none")
+
+    def of_each(self, num_blocks: int) -> list[ActivationCheckpointing]:
+        """Returns what each of a model's blocks does, in their order.
+
+        Raises:
+            InputError: if the model has fewer blocks.
+        """
+        if self.blocks is None:
+            return [self.mode] * num_blocks
+        if not 0 < self.blocks <= num_blocks:
+            raise InputError(
+                f"checkpointed_blocks={self.blocks}: the model has {num_blocks} blocks: use 1 to {num_blocks}"
+            )
+        rest: ActivationCheckpointing = "selective" if self.mode == "full" else "none"
+        return [self.mode] * self.blocks + [rest] * (num_blocks - self.blocks)
+
+    def __str__(self) -> str:
+        if self.blocks is None:
+            return self.mode
+        rest = ", selective in the others" if self.mode == "full" else ""
+        return f"{self.mode} in {self.blocks} block{'s' * (self.blocks > 1)}{rest}"
 
 
 def checkpointed(function: Callable[..., Any], mode: ActivationCheckpointing) -> Callable[..., Any]:

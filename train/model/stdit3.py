@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from shared.errors import InputError
 from train.model.attention import AttentionBackend
 from train.model.attention_layers import SpaceAttention, TimeAttention
-from train.model.blocks import TransformerBlock
+from train.model.blocks import Block, TransformerBlock
 from train.model.checkpointing import ActivationCheckpointing
 from train.model.config import STDiT3Config
 from train.model.initial import initialise
@@ -73,6 +73,11 @@ class STDiT3(DiffusionTransformer):
         for index in range(config.depth):
             zero += [f"temporal_blocks.{index}.{name}.weight" for name in ("attn.proj", "cross_attn.proj", "mlp.fc2")]
         initialise(self, as_made=_KEPT_AS_MADE, zero=tuple(zero), normal=_NORMAL_WEIGHTS)
+
+    def transformer_blocks(self) -> list[Block]:
+        """Returns the blocks in the order in which tokens go through them, space and time by turns."""
+        pairs = zip(self.spatial_blocks, self.temporal_blocks, strict=True)
+        return [block for pair in pairs for block in pair if isinstance(block, Block)]
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from train.model.attention import AttentionBackend
 from train.model.blocks import Block
-from train.model.checkpointing import ActivationCheckpointing, require_checkpointing
+from train.model.checkpointing import ActivationCheckpointing, Recomputation, require_checkpointing
 from train.model.config import ModelConfig
 from train.model.layers import PatchEmbedding, TimestepEmbedder, unpatchify
 from train.model.layout import LayoutFor, whole_layout
@@ -60,6 +60,16 @@ class DiffusionTransformer(nn.Module):
     def transformer_blocks(self) -> list[Block]:
         """Returns the blocks in the order in which tokens go through them: what to compile, count or take apart."""
         return [module for module in self.modules() if isinstance(module, Block)]
+
+    def checkpoint_blocks(self, recomputation: Recomputation) -> None:
+        """Decides what blocks compute again from here on.
+
+        Raises:
+            InputError: if it names more blocks than there are.
+        """
+        blocks = self.transformer_blocks()
+        for block, mode in zip(blocks, recomputation.of_each(len(blocks)), strict=True):
+            block.checkpointing = mode
 
     def grid_of(self, x: Float[Tensor, "B C T*pt H*ph W*pw"]) -> tuple[int, int, int]:
         """Returns the tokens along frames, rows and columns of latents."""

@@ -1,4 +1,4 @@
-"""The memory that one part of a step takes: the real model, loss and backward pass on tensors without content."""
+"""The memory that a step takes: the real model, loss and backward pass on tensors without content."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,47 @@ from train.data import Batch
 from train.diffusion.objective import Objective
 from train.loss import batch_loss
 from train.model.config import ModelConfig
+from train.model.transformer import DiffusionTransformer
 from train.planning.allocations import Allocations
+from train.planning.memory import MemoryPlan, gradient_shards, plan_memory
 
 
-def meta_model(config: ModelConfig, options: TrainConfig) -> nn.Module:
+def step_memory(
+    model: nn.Module,
+    objective: Objective,
+    options: TrainConfig,
+    *,
+    num_samples: int,
+    latent_shape: tuple[int, int, int, int],
+    captions: tuple[int, int],
+    world_size: int,
+) -> MemoryPlan:
+    """Returns the memory that one device needs for steps of a run.
+
+    Args:
+        model: Without content, see :func:`meta_model`.
+        objective: What it is trained for.
+        options: Of the run.
+        num_samples: Of one part of a rank's batch.
+        latent_shape: Channels, frames, rows and columns.
+        captions: Tokens of a caption, and its channels.
+        world_size: Ranks.
+    """
+    parameters = list(model.parameters())
+    batch = meta_batch(num_samples, latent_shape, captions, torch.bfloat16)
+    working = working_bytes(model, objective, batch, gradient_shards=gradient_shards(options.parallel, world_size))
+    return plan_memory(
+        options.parallel,
+        options.optimiser,
+        num_weights=sum(t.numel() for t in (*parameters, *model.buffers())),
+        num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+        world_size=world_size,
+        # Ranks that share a sample hold a part of its tokens each.
+        working=working // options.parallel.sequence_parallel,
+    )
+
+
+def meta_model(config: ModelConfig, options: TrainConfig) -> DiffusionTransformer:
     """Returns a run's model without content, in its precision, in training mode."""
     with torch.device("meta"):
         model = build_model(config, options)

@@ -8,8 +8,8 @@ from shared.errors import InputError
 from shared.spec import Bucket
 from train.building import build_model
 from train.model.flops import training_flop
-from train.planning.activations import meta_batch, meta_model, working_bytes
-from train.planning.memory import MemoryPlan, gradient_shards, plan_memory
+from train.planning.activations import meta_model, step_memory
+from train.planning.memory import MemoryPlan
 from train.setup import CheckedRun
 
 _GIB = 2**30
@@ -47,23 +47,14 @@ def plan_bucket(run: CheckedRun, bucket: Bucket, world_size: int) -> BucketPlan:
     micro_batch = batch_size // (world_size // degree) // config.optimiser.gradient_accumulation
     size = index.latent_size(bucket)
     frames, rows, columns = architecture.grid(size)
-    model = meta_model(architecture, config)
-    batch = meta_batch(
-        micro_batch,
-        (architecture.in_channels, *size),
-        (architecture.model_max_length, architecture.caption_channels),
-        torch.bfloat16,
-    )
-    parameters = list(model.parameters())
-    memory = plan_memory(
-        config.parallel,
-        config.optimiser,
-        num_weights=sum(t.numel() for t in (*parameters, *model.buffers())),
-        num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+    memory = step_memory(
+        meta_model(architecture, config),
+        run.objective,
+        config,
+        num_samples=micro_batch,
+        latent_shape=(architecture.in_channels, *size),
+        captions=(architecture.model_max_length, architecture.caption_channels),
         world_size=world_size,
-        # Ranks that share a sample hold a part of its tokens each.
-        working=working_bytes(model, run.objective, batch, gradient_shards=gradient_shards(config.parallel, world_size))
-        // degree,
     )
     flop = training_flop(
         architecture,
@@ -102,7 +93,7 @@ def require_memory(plan: BucketPlan, device_bytes: float) -> None:
         raise InputError(
             f"bucket {plan.bucket}, {plan.micro_batch} samples at a time: needs about {needed / _GIB:.1f} GiB a "
             f"device, found {device_bytes / _GIB:.1f} GiB: use a smaller --batch-size, --gradient-accumulation, "
-            "--activation-checkpointing full, more ranks, or leave the bucket out with --buckets"
+            "--activation-checkpointing auto or full, more ranks, or leave the bucket out with --buckets"
         )
 
 
@@ -119,7 +110,7 @@ def describe(run: CheckedRun, world_size: int) -> str:
         f"them trained; {run.objective.name}",
         f"data        {run.plan.num_samples:,} samples an epoch in {len(run.plan.buckets)} buckets of {run.index.url}",
         f"ranks       {world_size}, ZeRO {parallel.zero_stage}, {parallel.precision}, activation checkpointing "
-        f"{parallel.activation_checkpointing}, {config.optimiser.gradient_accumulation} parts a step",
+        f"{parallel.recomputation}, {config.optimiser.gradient_accumulation} parts a step",
         f"steps       {config.steps:,}, lr {config.optimiser.lr:g} {config.optimiser.lr_schedule} after "
         f"{config.optimiser.warmup_steps} steps of warm-up",
     ]
