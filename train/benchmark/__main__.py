@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "stdit": "train.benchmark.stdit",
     "online": "train.benchmark.online",
     "kernels": "train.benchmark.kernels",
+    "attention": "train.benchmark.attention_kernels",
 }
 
 

@@ -15,6 +15,7 @@ import tyro
 from torch import Tensor
 
 from shared.errors import InputError
+from train.benchmark.gpu_time import gpu_milliseconds
 from train.model.attention import AttentionBackend, KeyMask, caption_attention
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
 from train.ops.reference import reference_operations
@@ -173,7 +174,7 @@ def _row(case: _Case, way: str, operation: Operation) -> KernelRow:
     def both() -> None:
         torch.autograd.grad(operation(*case.inputs), case.inputs, case.grads)
 
-    forward_ms, both_ms = _milliseconds(forward), _milliseconds(both)
+    forward_ms, both_ms = gpu_milliseconds(forward), gpu_milliseconds(both)
     return KernelRow(
         operation=case.name,
         way=way,
@@ -184,13 +185,6 @@ def _row(case: _Case, way: str, operation: Operation) -> KernelRow:
     )
 
 
-def _milliseconds(run: Callable[[], None]) -> float:
-    from triton.testing import do_bench_cudagraph  # there with CUDA only
-
-    median: float = do_bench_cudagraph(run, rep=20, return_mode="median")
-    return median
-
-
 def _copy_gigabytes_per_second() -> float:
     source = _random(_COPY_VALUES, grad=False)
     target = torch.empty_like(source)
@@ -198,7 +192,7 @@ def _copy_gigabytes_per_second() -> float:
     def run() -> None:
         target.copy_(source)
 
-    return 2 * source.numel() * source.element_size() / _milliseconds(run) / 1e6
+    return 2 * source.numel() * source.element_size() / gpu_milliseconds(run) / 1e6
 
 
 def _table(rows: Sequence[KernelRow], copy: float) -> str:

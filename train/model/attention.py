@@ -28,8 +28,11 @@ from train.ops import caption_attention_op
 from train.ops.head_parts import fits_tiles
 from train.ops.reference import kernel_wanted
 
-AttentionBackend = Literal["flash-attn", "cudnn", "flash", "efficient", "math"]
-"""flash-attn is the package of that name; the others are kernels of PyTorch's scaled_dot_product_attention."""
+AttentionBackend = Literal["flash-attn-3", "flash-attn", "cudnn", "flash", "efficient", "math"]
+"""The first two are packages; the others are kernels of PyTorch's scaled_dot_product_attention."""
+
+PACKAGES: dict[AttentionBackend, str] = {"flash-attn-3": "flash_attn_interface", "flash-attn": "flash_attn"}
+"""The module of each optional package: FlashAttention 3 (for Hopper: `hopper/` of flash-attn's source) and 2."""
 
 _SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -75,12 +78,10 @@ def preferred_backends(device_type: str, dtype: torch.dtype, *, masked: bool) ->
         return ("flash", "math")
     if dtype not in _HALF:
         return ("efficient", "math")
-    with_package: tuple[AttentionBackend, ...] = (
-        ("flash-attn",) if importlib.util.find_spec("flash_attn") is not None else ()
-    )
+    installed = tuple(name for name, module in PACKAGES.items() if importlib.util.find_spec(module) is not None)
     if masked:
-        return ("cudnn", "efficient", *with_package, "flash", "math")
-    return ("cudnn", *with_package, "flash", "efficient", "math")
+        return ("cudnn", "efficient", *installed, "flash", "math")
+    return ("cudnn", *installed, "flash", "efficient", "math")
 
 
 def require_backend(name: AttentionBackend, device_type: str, dtype: torch.dtype) -> None:
@@ -119,8 +120,8 @@ def attention(
         require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
     if q.is_meta:
         return _without_content(q, k, v, None, backend)
-    if backend == "flash-attn":
-        out: Tensor = importlib.import_module("flash_attn").flash_attn_func(q, k, v)  # optional: the `gpu` extra
+    if backend in PACKAGES:
+        out: Tensor = importlib.import_module(PACKAGES[backend]).flash_attn_func(q, k, v)
         return out
     return _sdpa(q, k, v, None, backend)
 
@@ -152,8 +153,8 @@ def caption_attention(
         require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
     if q.is_meta:
         return _without_content(q, k, v, keys, backend)
-    if backend == "flash-attn":
-        return _varlen(importlib.import_module("flash_attn").flash_attn_varlen_func, q, k, v, keys)
+    if backend in PACKAGES:
+        return _varlen(importlib.import_module(PACKAGES[backend]).flash_attn_varlen_func, q, k, v, keys)
     if backend == "flash" and q.is_cuda:
         return _varlen(importlib.import_module("torch.nn.attention.varlen").varlen_attn, q, k, v, keys)
     return _sdpa(q, k, v, keys.mask[:, None, None, :], backend)
