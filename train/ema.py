@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from train.ops.moving_average import follow
 from train.parallel.master_weights import MasterWeights
+from train.parallel.verdict import Verdict
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -29,7 +31,8 @@ class Ema:
 
     def __init__(self, masters: MasterWeights, decay: float) -> None:
         self._masters, self._decay = masters, decay
-        self._averages = {name: part.clone() for name, part in masters.parts().items()}
+        self._flats = [flat.clone() for flat in masters.flats()]
+        self._averages = masters.parts_in(self._flats)
 
     @property
     def parts(self) -> Mapping[str, Tensor]:
@@ -37,16 +40,17 @@ class Ema:
         return self._averages
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes the weights after ``step`` (counted from 0) into the average."""
-        current = self._masters.parts()
-        names = list(self._averages)
-        if names:
-            torch._foreach_lerp_(
-                [self._averages[name] for name in names],
-                [current[name] for name in names],
-                1 - decay_at(step, self._decay),
-            )
+    def update(self, step: int, verdict: Verdict) -> None:
+        """Takes the weights after ``step`` (counted from 0) into the average, if the step was taken.
+
+        Where the host does not know that yet, it does not wait: the device leaves out what is to be left out.
+        """
+        share, current = 1 - decay_at(step, self._decay), self._masters.flats()
+        if verdict.known is None:
+            for average, values in zip(self._flats, current, strict=True):
+                follow(average, values, share, verdict.taken)
+        elif verdict.known and self._flats:
+            torch._foreach_lerp_(self._flats, current, share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -61,9 +61,13 @@ class Judge:
             with _same_random_numbers():
                 self._previews = Previews(run, ranks)
 
+    def is_due(self, step: int) -> bool:
+        """Whether anything is to be done after ``step`` steps."""
+        return any(self._due(step))
+
     def put_off(self, step: int) -> bool:
         """Leaves what is due after ``step`` steps to the run that goes on from there; returns whether anything is."""
-        due = any(self._due(step))
+        due = self.is_due(step)
         if due:
             self._ranks.agree(lambda: self._remember(step))
         return due

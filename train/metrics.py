@@ -76,9 +76,9 @@ class Totals:
     def __init__(self, device: torch.device, parts: tuple[str, ...]) -> None:
         self.parts = parts
         self.losses = torch.zeros(1 + len(parts), dtype=torch.float64, device=device)
-        self.grad_norm = torch.zeros(())
+        self.grad_norm = torch.zeros((), device=device)
+        self.num_applied = torch.zeros((), device=device)
         self.num_steps = 0
-        self.num_applied = 0
         self.samples = 0
         self.tokens = 0
         self.model_flop = 0.0
@@ -86,12 +86,12 @@ class Totals:
         self.start = time.perf_counter()
 
     def add(self, result: StepResult, batch: Batch, config: ModelConfig, wait_seconds: float) -> None:
-        """Takes one step in."""
-        if result.applied:
-            terms = result.terms
-            self.losses += torch.stack([terms.loss, *(terms.parts[name] for name in self.parts)]).detach().mean(1)
-            self.grad_norm = result.grad_norm
-            self.num_applied += 1
+        """Takes one step in, without waiting for it."""
+        terms, taken = result.terms, result.verdict.taken > 0
+        means = torch.stack([terms.loss, *(terms.parts[name] for name in self.parts)]).mean(1)
+        self.losses += torch.where(taken, means, 0)
+        self.grad_norm = torch.where(taken, result.grad_norm.to(taken.device), self.grad_norm)
+        self.num_applied += taken
         frames, rows, columns = config.grid(tuple(batch.latents.shape[2:]))  # type: ignore[arg-type]
         flop = training_flop(
             config,
@@ -127,7 +127,7 @@ class Totals:
             tflops_per_device=tflops,
             mfu=mfu,
             peak_memory_gib=ranks.maximum(_peak_memory_gib(ranks.device)),
-            nan_steps=self.num_steps - self.num_applied,
+            nan_steps=self.num_steps - int(self.num_applied),
         )
 
 

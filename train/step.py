@@ -14,6 +14,7 @@ from train.diffusion.objective import Objective
 from train.diffusion.terms import LossTerms
 from train.loss import batch_loss
 from train.ops.cpu_bfloat16 import bfloat16_products
+from train.parallel.verdict import Verdict
 from train.parallel.zero import take_step
 
 
@@ -22,11 +23,16 @@ class StepResult:
     """What a step came to."""
 
     terms: LossTerms
-    """Of this rank's samples."""
+    """Of this rank's samples; without a graph."""
     grad_norm: Tensor
     """Before clipping, over all ranks."""
-    applied: bool
+    verdict: Verdict
     """Whether the weights took the step; the same on all ranks. They do not where anything was no finite number."""
+
+    @property
+    def applied(self) -> bool:
+        """The verdict, for which the host may have to wait."""
+        return self.verdict.wait()
 
 
 class TrainingStep:
@@ -75,8 +81,8 @@ class TrainingStep:
             if index + 1 < self._accumulation:
                 self._engine.step()  # counts the part; the optimiser's step comes after the last
             parts.append(terms)
-        norm, applied = take_step(self._engine, self._model)
-        return StepResult(terms=_joined(parts), grad_norm=norm, applied=applied)
+        norm, verdict = take_step(self._engine, self._model)
+        return StepResult(terms=_joined(parts), grad_norm=norm, verdict=verdict)
 
 
 def _poisoned_unless_finite(loss: Tensor) -> Tensor:
@@ -88,8 +94,6 @@ def _poisoned_unless_finite(loss: Tensor) -> Tensor:
 
 
 def _joined(terms: list[LossTerms]) -> LossTerms:
-    if len(terms) == 1:
-        return terms[0]
     return LossTerms(
         loss=torch.cat([each.loss.detach() for each in terms]),
         parts={name: torch.cat([each.parts[name].detach() for each in terms]) for name in terms[0].parts},

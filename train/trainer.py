@@ -179,13 +179,17 @@ class Trainer:
             result = self._step.take(batch.to(ranks.device), lr)
             taken = step + 1
             guard.check(taken, batch, result)
-            if self._ema is not None and result.applied:
-                self._ema.update(step)
+            if self._ema is not None:
+                self._ema.update(step, result.verdict)
             totals.add(result, batch, self._run.model_config, wait_seconds)
             num_skipped += batch.num_skipped
             stopping = ranks.any(stop.received)
             ending = stopping or taken == config.steps
-            if ending or taken % config.log.log_every == 0:
+            logging = ending or taken % config.log.log_every == 0
+            saving = ending or taken % config.checkpoints.checkpoint_every == 0
+            if logging or saving or self._judge.is_due(taken):
+                guard.settle()
+            if logging:
                 metrics = totals.metrics(step=taken, lr=lr, ranks=ranks, peak=peak)
                 ranks.agree(partial(log.write, metrics) if log is not None else _nothing)
                 self._tell_skipped(num_skipped)
@@ -194,7 +198,7 @@ class Trainer:
                 unfinished = self._judge.put_off(taken) or taken < config.steps
             else:
                 self._judge.after(taken, log)
-            if ending or taken % config.checkpoints.checkpoint_every == 0:
+            if saving:
                 saved = self.checkpointer.save(taken)
                 if ranks.is_first:
                     print(f"saved {saved}", flush=True)

@@ -17,6 +17,7 @@ from train.diffusion.terms import LossTerms
 from train.metrics import MetricsLog, Totals
 from train.model.config import STDiTConfig
 from train.model.flops import training_flop
+from train.parallel.verdict import Verdict
 from train.peak import Peak, find_peak, known_peak, utilisation
 from train.step import StepResult
 
@@ -98,7 +99,8 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     for loss in (1.0, 3.0):
         parts = {"mse": torch.full((2,), loss / 2), "vb": torch.zeros(2)}
         terms = LossTerms(loss=torch.full((2,), loss), parts=parts)
-        totals.add(StepResult(terms=terms, grad_norm=torch.tensor(0.5), applied=True), batch, config, wait_seconds=0.25)
+        result = StepResult(terms=terms, grad_norm=torch.tensor(0.5), verdict=Verdict(torch.tensor(1.0)))
+        totals.add(result, batch, config, wait_seconds=0.25)
     totals.start -= 2.0
     metrics = totals.metrics(step=7, lr=0.1, ranks=ranks, peak=Peak(tflops=0.001, source="given"))
     assert (metrics.step, metrics.loss, metrics.parts) == (7, 2.0, {"mse": 1.0, "vb": 0.0})

@@ -13,6 +13,7 @@ from train.batches import open_batches
 from train.checkpoint_files import WEIGHTS_FILE, list_checkpoints
 from train.diffusion.terms import LossTerms
 from train.not_finite import NotFiniteGuard
+from train.parallel.verdict import Verdict
 from train.setup import check_run
 from train.step import StepResult, _poisoned_unless_finite
 from train.trainer import train
@@ -94,9 +95,10 @@ def test_finite_losses_under_an_infinite_gradient_are_told_apart(ranks, small_co
     guard = NotFiniteGuard(small_config.optimiser, ranks, sources=lambda names: {}, last_saved=lambda: None)
     (batch, *_) = open_batches(check_run(small_config, ranks), ranks, first_step=0)
     terms = LossTerms(loss=torch.ones(len(batch)))
-    result = StepResult(terms=terms, grad_norm=torch.tensor(torch.inf), applied=False)
+    result = StepResult(terms=terms, grad_norm=torch.tensor(torch.inf), verdict=Verdict(torch.tensor(0.0)))
+    guard.check(8, batch, result)
     with pytest.raises(InputError, match="step 8: the losses are finite, and the gradient's norm is not; the run goes"):
-        guard.check(8, batch, result)
+        guard.settle()
 
 
 def test_a_learning_rate_that_is_far_too_high_ends_the_run_before_it_is_saved(ranks, small_config):

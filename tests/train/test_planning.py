@@ -112,16 +112,21 @@ def test_attention_along_more_frames_than_our_kernels_take_keeps_no_probabilitie
 
 
 def test_a_stage_shares_what_it_says_it_shares():
-    def plan(stage, world_size, **changes):
-        parallel = ParallelOptions(zero_stage=stage, **changes)
-        return plan_memory(
-            parallel, OptimiserOptions(), num_weights=1000, num_trained=1000, world_size=world_size, working=7
+    def plan(stage, world_size, parts=1, **changes):
+        parallel, optimiser = (
+            ParallelOptions(zero_stage=stage, **changes),
+            OptimiserOptions(gradient_accumulation=parts),
         )
+        return plan_memory(parallel, optimiser, num_weights=1000, num_trained=1000, world_size=world_size, working=7)
 
     one, eight = plan(2, 1), plan(2, 8)
     assert (one.weights, one.masters, one.moments, one.average) == (2000, 4000, 8000, 4000)
     assert (eight.weights, eight.masters, eight.moments, eight.average) == (2000, 500, 1000, 500)
-    assert one.reduce_bucket == 1_000_000_000
+    assert (one.reduce_bucket, one.update) == (0, 2 * 2000)  # gradients, and all of them in one bucket
+    assert (eight.reduce_bucket, eight.update) == (3 * 250, 250)  # a bucket that fills, two that are sent
+    assert (plan(1, 8).reduce_bucket, plan(1, 8).update) == (0, 2000 + 3 * 250)
+    assert plan(2, 1, parts=2).reduce_bucket == 1_000_000_000  # DeepSpeed's
+    assert plan(2, 1, parts=2).update == 2 * 4000 + 4000
     assert plan(3, 8).weights == 2 * 125 + 2000
     whole = plan(0, 8, precision="float32")
     assert (whole.weights, whole.masters, whole.moments, whole.update) == (4000, 0, 8000, 4000)
@@ -143,9 +148,9 @@ def test_a_dry_run_says_what_fits_and_writes_nothing(small_config):
 
 
 def test_a_bucket_that_is_too_large_for_the_memory_is_refused_before_training(ranks, small_config):
-    config = small_config.changed(device_memory_gib=1.0)
+    config = small_config.changed(device_memory_gib=0.5)
     with pytest.raises(
-        InputError, match=r"bucket 3x32x48, 4 samples at a time: needs about \d\.\d GiB a device, found 1.0 GiB: use"
+        InputError, match=r"bucket 3x32x48, 4 samples at a time: needs about \d\.\d GiB a device, found 0.5 GiB: use"
     ):
         train(config, ranks)
     assert not (config.output / "checkpoints").exists()

@@ -25,6 +25,7 @@ from train.model import build_model, model_config
 from train.model.config import ModelConfig
 from train.model.flops import training_flop
 from train.parallel.ranks import Ranks
+from train.parallel.verdict import Verdict
 from train.parallel.zero import build_engine
 from train.peak import synchronize
 from train.step import TrainingStep
@@ -99,6 +100,7 @@ class Bench:
         self._lr = run.optimiser.lr
         self._batches = [self._random_batch(seed) for seed in range(_BATCHES)]
         self._taken = 0
+        self._before: Verdict | None = None
         self.prepare: Callable[[Batch], Batch] = _as_it_is
         """What is done to a batch on the device before the step, such as encoding it."""
 
@@ -169,8 +171,10 @@ class Bench:
             batch = self.prepare(batch)
         result = self._step.take(batch, self._lr)
         with parts.span("optimiser"):
-            if result.applied:
-                self._ema.update(self._taken)
+            self._ema.update(self._taken, result.verdict)
+        if self._before is not None:  # as the trainer does
+            self._before.wait()
+        self._before = result.verdict
         self._taken += 1
 
     def parts(self) -> dict[str, float]:

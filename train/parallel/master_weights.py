@@ -5,7 +5,7 @@ value, such as an average, is computed on the parts. What is saved is put togeth
 checkpoint knows neither stages nor ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,16 @@ class MasterWeights:
     def parts(self) -> dict[str, Tensor]:
         """Returns this rank's part of the weights by parameter: flat views, in float32."""
         return {name: place.of(place.flat) for name, place in self._places.items()}
+
+    def flats(self) -> list[Tensor]:
+        """Returns the tensors in which this rank's parts lie, flat, in float32: few at stage 1 and above."""
+        distinct = {id(place.flat): place.flat for place in self._places.values()}
+        return [flat.detach().view(-1) for flat in distinct.values()]
+
+    def parts_in(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Returns this rank's parts by parameter, in tensors like :meth:`flats`: views of them."""
+        numbers = {key: n for n, key in enumerate({id(place.flat): None for place in self._places.values()})}
+        return {name: place.of(flats[numbers[id(place.flat)]]) for name, place in self._places.items()}
 
     def moments(self, key: str) -> dict[str, Tensor]:
         """Returns this rank's part of one of the :data:`MOMENTS`, likewise."""

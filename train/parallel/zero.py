@@ -1,16 +1,17 @@
 """DeepSpeed's engine: configured, built and stepped in one place."""
 
 import warnings
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.config import TrainConfig
+from train.parallel.buckets import uses_buckets
+from train.parallel.lean_zero import LeanZero
 from train.parallel.master_weights import MasterWeights
+from train.parallel.verdict import Verdict
 
 
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "zero_optimization": {"stage": parallel.zero_stage},
         "bf16": {"enabled": _is_bfloat16(config)},
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device, twice a step
     }
     if num_parts > 1 and parallel.zero_stage:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
@@ -59,54 +61,36 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
     )
-    if engine.zero_optimization_stage() in (1, 2) and config.parallel.offload == "none":
-        _look_at_all_gradients_at_once(engine.optimizer)
+    lean = uses_buckets(config.parallel, config.optimiser)
+    engine.lean_zero = LeanZero(engine, max_norm=config.optimiser.gradient_clip) if lean else None
     masters = MasterWeights(engine, model, device)
     for name, weight in weights.items():
         masters.fill(masters.parts(), name, weight)
     return engine, masters
 
 
-def _look_at_all_gradients_at_once(optimizer: Any) -> None:
-    """Has a ZeRO optimiser of stage 1 or 2 compute the gradient's norm in a few kernels.
-
-    DeepSpeed looks at each parameter by itself, first for values that are not finite, then for the norm: many small
-    operations, whose launches cost more than their work. The norm alone tells both, and DeepSpeed takes no step whose
-    norm is not finite. Its optimiser for bfloat16 with float32 gradients, which has no such lists, stays as it is.
-    """
-    if not hasattr(optimizer, "averaged_gradients"):
-        return
-
-    def norm_of(gradients: Iterable[Tensor], params: Sequence[Tensor], norm_type: float = 2) -> Tensor:
-        assert norm_type == 2
-        own = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)][: len(params)]
-        total = torch.zeros((), device=optimizer.device)
-        if own:
-            total = torch.stack(torch._foreach_norm(own, 2.0, dtype=torch.float32)).square().sum()
-        dist.all_reduce(total, group=optimizer.dp_process_group)
-        total = total.sqrt()
-        return torch.where(total.isfinite(), total, -1.0)  # as DeepSpeed writes a norm that is none
-
-    optimizer.get_grad_norm_direct = norm_of
-    optimizer.check_overflow = lambda partition_gradients=True: None
-
-
 def _is_bfloat16(config: TrainConfig) -> bool:
     return config.parallel.precision == "bfloat16"
 
 
-def take_step(engine: Any, model: nn.Module) -> tuple[Tensor, bool]:
+def take_step(engine: Any, model: nn.Module) -> tuple[Tensor, Verdict]:
     """Takes the optimiser's step with the gradients at hand, unless they are no finite numbers.
 
     Returns their norm before clipping, and whether the step was taken: both are the same on all ranks.
     """
+    lean: LeanZero | None = engine.lean_zero
+    if lean is not None:
+        engine.step()
+        assert lean.verdict is not None
+        return lean.norm, lean.verdict
+    device = next(model.parameters()).device
     if isinstance(engine.optimizer, torch.optim.Optimizer):  # DeepSpeed then clips without looking at the norm
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         if not norm.isfinite():
             engine.zero_grad()
             engine.micro_steps += 1  # as its step does, so that it counts the parts of the next batch right
-            return norm, False
+            return norm, Verdict.of(False, device)
         engine.step()
-        return norm, True
+        return norm, Verdict.of(True, device)
     engine.step()
-    return torch.as_tensor(engine.get_global_grad_norm()), bool(engine.was_step_applied())
+    return torch.as_tensor(engine.get_global_grad_norm()), Verdict.of(bool(engine.was_step_applied()), device)

@@ -3,11 +3,13 @@
 What DeepSpeed holds follows its ZeRO optimisers (``deepspeed/runtime/zero/stage_1_and_2.py``, ``stage3.py``): float32
 masters and AdamW's two moments are shared by all ranks from stage 1 on, gradients from stage 2 on, weights in stage 3;
 gradients are gathered into a bucket of fixed size; the optimiser's step makes float32 copies of a rank's gradients.
+Where gradients and steps are :mod:`train.parallel.lean_zero`'s, buckets are its own, and there are no such copies.
 """
 
 from dataclasses import dataclass
 
 from train.config import OptimiserOptions, ParallelOptions
+from train.parallel.buckets import BUCKET_ELEMENTS, STAGING_BUFFERS, uses_buckets
 
 REDUCE_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's ``reduce_bucket_size``: gradients that are averaged together."""
@@ -94,6 +96,20 @@ def plan_memory(
     if stage == 3:
         part = 0 if parallel.offload == "all" else -(-num_weights // world_size)
         weights = width * (part + min(num_weights, LIVE_ELEMENTS))
+    if uses_buckets(parallel, optimiser):
+        bucket = width * min(own, BUCKET_ELEMENTS)
+        sent_meanwhile = stage == 2 and world_size > 1
+        staged = STAGING_BUFFERS * bucket if world_size > 1 else 0
+        return MemoryPlan(
+            weights=weights,
+            masters=4 * own,
+            moments=8 * own,
+            average=average,
+            reduce_bucket=staged + bucket if sent_meanwhile else 0,  # one is being waited for
+            working=working,
+            # gathered before, or now, one bucket after the other, each freeing what it is made of
+            update=width * own if sent_meanwhile else width * num_trained + staged + bucket,
+        )
     gradients = (4 if optimiser.gradient_accumulation > 1 else width) * own
     return MemoryPlan(
         weights=weights,

@@ -8,6 +8,9 @@ TRAINING_CHECKS = [
     "dit_at_every_stage",
     "plain_data_parallelism_at_every_stage",
     "bfloat16_keeps_float32_masters_at_every_stage",
+    "steps_in_buckets_are_those_of_deepspeed",
+    "gradients_are_freed_as_the_stage_says",
+    "a_step_that_is_not_finite_on_one_rank_is_taken_by_none",
     "the_average_can_take_the_models_place",
     "recomputing_activations_changes_nothing",
     "offloading_changes_nothing",
@@ -18,6 +21,7 @@ ON_FOUR = [
     "stdit_at_every_stage",
     "stdit3_at_every_stage",
     "dit_at_every_stage",
+    "steps_in_buckets_are_those_of_deepspeed",
     "groups_and_parts_of_a_batch",
 ]
 

@@ -42,7 +42,7 @@ def a_video_of_262k_tokens_trains(ranks: Ranks, folder: Path) -> None:
         torch.cuda.synchronize()
         start = time.perf_counter()
         result = step.take(batch, 1e-4)
-        ema.update(number)
+        ema.update(number, result.verdict)
         losses.append(float(result.terms.loss.mean()))
         seconds.append(time.perf_counter() - start)
         assert result.applied
