@@ -12,11 +12,13 @@ import torch
 
 from shared.errors import InputError
 from train.benchmark import images, stdit, step_command
-from train.benchmark.measuring import measure
+from train.benchmark.measuring import failed_row, measure
 from train.benchmark.online import measure_online
 from train.benchmark.online_encoders import EncoderSizes, OnlineWork
-from train.benchmark.step_settings import ONLINE, STDIT
-from train.benchmark.steps import Bench, Timing
+from train.benchmark.parts import PartTimes
+from train.benchmark.step_report import speed_table, tables, time_table
+from train.benchmark.step_settings import ONLINE, STDIT, WAYS
+from train.benchmark.steps import Bench, StepRow, Timing
 from train.benchmark.variants import FUSED, PLAIN, running_as
 from train.model import build_model, model_config
 from train.parallel.ranks import Ranks
@@ -88,6 +90,7 @@ def test_a_variant_after_one_that_ran_out_of_memory_begins_with_a_bench_of_its_o
     variants = (PLAIN, dataclasses.replace(PLAIN, name="again"), FUSED)
     rows = measure(_tiny("stdit-xl/2 16x256", variants=variants), ranks, QUICK, overrides=TINY, trace=None)
     assert [row.error for row in rows] == ["out of memory", "out of memory", ""]
+    assert "| out of memory |" in speed_table(rows)
     assert len(benches) == 2
     assert rows[2].step_ms > 0
 
@@ -150,7 +153,54 @@ def test_the_command_writes_json_and_a_table(tmp_path: Path, ranks: Ranks, monke
     assert stdit.main(arguments) == 0
     (row,) = json.loads(output.read_text())["rows"]
     assert row["variant"] == "ours"
-    assert output.with_suffix(".md").read_text().count("\n") == 3
+    assert output.with_suffix(".md").read_text().count("\n") == 7
+
+
+def test_columns_that_no_row_fills_are_left_out_of_the_tables() -> None:
+    row = StepRow(setting="a", variant="plain", batch=2, recomputed="none", step_ms=4.0, samples_per_second=500.0)
+    text = tables([row, dataclasses.replace(row, variant="ours", step_ms=2.0, parts_ms={"time": 1.0})])
+    assert text.splitlines()[0] == "| what | variant | batch | samples/s | times plain |"
+    assert "| a | ours | 2 | 500 | 2.00 |" in text
+    assert text.splitlines()[-4] == "| milliseconds | variant | step | time |"
+
+
+def test_rows_for_other_numbers_of_gpus_are_left_out_with_a_word(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step_command, "join_ranks", lambda: nullcontext(ranks))
+    monkeypatch.setattr(step_command, "measure", lambda setting, *_, **__: [failed_row(setting, FUSED, "not run")])
+    assert stdit.main(["--only", "stdit-xl/2 16x256"]) == 0
+    text = capsys.readouterr().out
+    assert "stdit-xl/2 16x256, 2 GPUs: torchrun --nproc-per-node 2 -m train.benchmark stdit" in text
+    assert text.count("not run") == 1
+    with pytest.raises(InputError, match="no row for 1 ranks: stdit-xl/2 256x512, 2 GPUs a sample: torchrun"):
+        stdit.main(["--only", "256x512, 2"])
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.1, 8), (3.0, 3), (12.0, 2)])
+def test_of_long_steps_fewer_are_timed(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch, seconds: float, steps: int
+) -> None:
+    bench = Bench(_tiny("stdit-xl/2 16x256"), ranks, {**TINY, "depth": 1}, None)
+    taken = []
+    clock = iter(range(100))
+    monkeypatch.setattr(Bench, "step", lambda _: taken.append(1))
+    monkeypatch.setattr(PartTimes, "mark", lambda _: next(clock) * seconds)
+    assert bench.seconds(Timing()) == pytest.approx(seconds)
+    assert len(taken) == 3 + steps
+    bench.close()
+
+
+def test_auto_computes_again_only_what_the_memory_asks_for(ranks: Ranks) -> None:
+    setting = _tiny("stdit-xl/2 16x256", checkpointing="auto")
+    for gib, expected in ((80, "none"), (0.1, "full")):
+        bench = Bench(setting, ranks, TINY, None, device_memory_gib=gib)
+        bench.recompute_for(FUSED)
+        assert {block.checkpointing for block in bench.model.transformer_blocks()} == {expected}
+        bench.step()
+        bench.close()
+    with pytest.raises(InputError, match="give --device-memory-gib"):
+        measure(setting, ranks, QUICK, overrides=TINY, trace=None)
 
 
 def test_an_unknown_row_is_an_error() -> None:
@@ -162,9 +212,12 @@ def test_online_rows_stand_beside_the_cached_one_and_train_on_what_was_encoded(r
     t5 = {"num_layers": 1, "d_ff": 32, "d_model": 16, "num_heads": 2, "d_kv": 8}
     sizes = EncoderSizes(t5=t5, vae={"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1})
     setting = dataclasses.replace(ONLINE[0], size=32, batch=2, frames=2)
-    rows = measure_online(setting, ranks, QUICK, overrides=TINY, sizes=sizes)
-    assert [row.variant.split(",")[0] for row in rows] == ["cached", "online", "online", "online"]
+    rows = measure_online(setting, ranks, QUICK, overrides=TINY, sizes=sizes, device_memory_gib=80)
+    assert [row.variant for row in rows] == ["cached", *WAYS]
     assert all(row.parts_ms["encoders"] > 1 for row in rows[1:])
+    assert all(row.sum_of_parts_ms == row.encoders_alone_ms + rows[0].step_ms for row in rows[1:])
+    assert "times cached" in speed_table(rows)
+    assert "step against that" in time_table(rows)
 
     work = OnlineWork(frames=2, size=32, batch=2, caption_tokens=9, sizes=sizes, device=torch.device("cpu"))
     bench = Bench(setting, ranks, TINY, None)

@@ -19,6 +19,9 @@ _BENCHMARKS = {
 def main() -> int:
     """Runs the benchmark that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("-h", "--help"):
+        print(f"usage: python -m train.benchmark {{{','.join(_BENCHMARKS)}}} ...; NAME --help says what is measured")
+        return 0
     if name not in _BENCHMARKS:
         raise InputError(f"benchmark {name!r}: expected one of {', '.join(_BENCHMARKS)}")
     code: int = importlib.import_module(_BENCHMARKS[name]).main(sys.argv[2:])

@@ -1,5 +1,7 @@
 """Measuring the variants of a setting one after the other, and going on where one has too little memory."""
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,22 +21,41 @@ class Benches:
 
     Args:
         setting: Of the bench.
+        ranks: Of the benchmark.
         build: Returns a new one.
     """
 
-    def __init__(self, setting: Setting, build: Callable[[], Bench]) -> None:
-        self._setting, self._build = setting, build
+    def __init__(self, setting: Setting, ranks: Ranks, build: Callable[[], Bench]) -> None:
+        self._setting, self._ranks, self._build = setting, ranks, build
         self._bench: Bench | None = None
 
     def measure(self, variant: Variant, work: Callable[[Bench], StepRow]) -> StepRow:
-        """Returns the row that ``work`` makes, or one that says that memory ran out, in building the bench or in it."""
+        """Returns the row that ``work`` makes, or one that says that memory ran out, in building the bench or in it.
+
+        With several ranks it does not return then, for the others may wait in a collective that this one has left.
+        """
         try:
             self._bench = self._bench or self._build()
             return work(self._bench)
         except torch.OutOfMemoryError:
-            pass  # what the error's frames hold is free behind this block
+            if self._ranks.world_size > 1:
+                self._end_all(variant)
+            # what the error's frames hold is free behind this block
         self.close()
         return failed_row(self._setting, variant, "out of memory")
+
+    def _end_all(self, variant: Variant) -> None:
+        """Ends this process at once, and so all ranks: the launcher ends those that are left.
+
+        Leaving the group in order would wait for them, as they do for this rank.
+        """
+        print(
+            f"error: {self._setting.name}, {variant.name}: rank {self._ranks.rank} has too little memory: use a "
+            "smaller --batch, or --checkpointing full; what was measured before is written",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
     def close(self) -> None:
         """Frees the bench's memory."""
@@ -45,7 +66,13 @@ class Benches:
 
 
 def measure(
-    setting: Setting, ranks: Ranks, timing: Timing, *, overrides: dict[str, Any], trace: Path | None
+    setting: Setting,
+    ranks: Ranks,
+    timing: Timing,
+    *,
+    overrides: dict[str, Any],
+    trace: Path | None,
+    device_memory_gib: float | None = None,
 ) -> list[StepRow]:
     """Returns a row for each variant of a setting.
 
@@ -55,19 +82,27 @@ def measure(
         timing: How long to measure.
         overrides: Settings of the model.
         trace: A folder for a trace of a step of each variant, for chrome://tracing; None keeps none.
+        device_memory_gib: For checkpointing ``auto``; None: what the device has.
     """
     depths: Sequence[int | None] = (None,) if setting.blocks is None else (setting.blocks // 2, setting.blocks)
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in setting.variants}
+    shorter: dict[str, float] = {}
     rows: dict[str, StepRow] = {}
     for depth in depths:
-        benches = Benches(setting, lambda depth=depth: Bench(setting, ranks, overrides, depth))  # type: ignore[misc]
-        kept = trace if depth == depths[-1] else None
+        benches = Benches(
+            setting,
+            ranks,
+            lambda depth=depth: Bench(setting, ranks, overrides, depth, device_memory_gib),  # type: ignore[misc]
+        )
+        is_last = depth == depths[-1]
         for variant in setting.variants:
             if variant.name in rows and rows[variant.name].error:  # with half the blocks already
                 continue
 
-            def measured(bench: Bench, variant: Variant = variant, kept: Path | None = kept) -> StepRow:
-                return measure_variant(bench, variant, timing, seconds[variant.name], ranks, kept)
+            def measured(bench: Bench, variant: Variant = variant, is_last: bool = is_last) -> StepRow:
+                if is_last:
+                    return measure_variant(bench, variant, timing, ranks, trace, shorter.get(variant.name))
+                shorter[variant.name] = _seconds(bench, variant, timing)
+                return StepRow(setting=setting.name, variant=variant.name, batch=setting.batch)
 
             rows[variant.name] = benches.measure(variant, measured)
         benches.close()
@@ -75,7 +110,12 @@ def measure(
 
 
 def measure_variant(
-    bench: Bench, variant: Variant, timing: Timing, seconds: list[float], ranks: Ranks, trace: Path | None
+    bench: Bench,
+    variant: Variant,
+    timing: Timing,
+    ranks: Ranks,
+    trace: Path | None = None,
+    seconds_with_half: float | None = None,
 ) -> StepRow:
     """Returns the row of one variant.
 
@@ -83,51 +123,59 @@ def measure_variant(
         bench: Of the setting.
         variant: How to run it.
         timing: How long to measure.
-        seconds: Of a step of the same variant with fewer blocks, if any; this one's are added.
         ranks: Of the benchmark.
         trace: A folder for a trace of one step; None keeps none.
+        seconds_with_half: Of a step of the same variant with half as many blocks, if not all run.
     """
     setting, on_gpu = bench.setting, ranks.device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    seconds = _seconds(bench, variant, timing)
+    memory = ranks.maximum(torch.cuda.max_memory_allocated() / 2**30) if on_gpu else None
     with running_as(bench.model, variant), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing")
-        seconds.append(bench.seconds(timing))
-        memory = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
         parts = bench.parts()
-        if trace is not None:
+        if trace is not None and ranks.is_first:
             _keep_trace(bench, trace / f"{setting.name} {variant.name}.json".replace("/", "-").replace(" ", "_"))
-    whole = seconds[-1]
-    if setting.blocks is not None and len(seconds) > 1:
-        of_a_block = (seconds[1] - seconds[0]) / (setting.blocks - setting.blocks // 2)
-        whole += of_a_block * (bench.whole.depth - setting.blocks)
-    tflops = bench.flop() / whole / 1e12
+        elif trace is not None:
+            bench.step()
+    if setting.blocks is not None and seconds_with_half is not None:
+        of_a_block = (seconds - seconds_with_half) / (setting.blocks - setting.blocks // 2)
+        seconds += of_a_block * (bench.whole.depth - setting.blocks)
+    samples = setting.batch / setting.sequence_parallel / seconds
+    tflops = bench.flop() / setting.sequence_parallel / seconds / 1e12
+    published = setting.published_for(variant.name)
+    rate = samples * (1 if setting.frames == 1 else bench.tokens)
     return StepRow(
         setting=setting.name,
         variant=variant.name,
         batch=setting.batch,
-        checkpointing=setting.checkpointing,
-        step_ms=whole * 1000,
-        samples_per_second=setting.batch / whole,
-        tokens_per_second=setting.batch * bench.tokens / whole,
+        num_ranks=ranks.world_size,
+        recomputed=str(bench.recomputation),
+        step_ms=seconds * 1000,
+        samples_per_second=samples,
+        tokens_per_second=samples * bench.tokens,
         tflops=tflops,
         mfu=tflops / find_peak(ranks.device, torch.bfloat16, None if on_gpu else 1.0).tflops,
         peak_memory_gib=memory,
         parts_ms=parts,
         scaled_from_blocks=setting.blocks,
-        published=setting.published,
+        published=published,
+        times_published=None if published is None else rate / published,
     )
+
+
+def _seconds(bench: Bench, variant: Variant, timing: Timing) -> float:
+    bench.recompute_for(variant)
+    with running_as(bench.model, variant):
+        return bench.seconds(timing)
 
 
 def failed_row(setting: Setting, variant: Variant, error: str) -> StepRow:
     """Returns the row of a variant that did not run."""
-    nan = float("nan")
-    return StepRow(
-        setting=setting.name, variant=variant.name, batch=setting.batch, checkpointing=setting.checkpointing,
-        step_ms=nan, samples_per_second=nan, tokens_per_second=nan, tflops=nan, mfu=nan, peak_memory_gib=None,
-        parts_ms={}, published=setting.published, error=error,
-    )  # fmt: skip
+    published = setting.published_for(variant.name)
+    return StepRow(setting=setting.name, variant=variant.name, batch=setting.batch, published=published, error=error)
 
 
 def _keep_trace(bench: Bench, path: Path) -> None:

@@ -18,6 +18,7 @@ from shared.encoders.architectures import ARCHITECTURES
 from shared.encoders.fast_t5 import FastT5, pack
 from shared.encoders.fast_vae import make_fast
 from shared.encoders.measure_rates import T5_XXL
+from train.benchmark.step_settings import BASELINE, FASTER_BOTH, FASTER_T5
 from train.data import Batch
 
 _LATENT_SCALE = 0.18215
@@ -51,6 +52,7 @@ class OnlineWork:
         with torch.device(device):
             t5 = T5EncoderModel(T5Config(**{**T5_XXL, **sizes.t5})).eval().requires_grad_(False).to(dtype)
             vae = AutoencoderKL(**{**ARCHITECTURES["sd"].config, **sizes.vae}).eval().requires_grad_(False).to(dtype)
+        vae.decoder = None
         self._t5, self._vae, self._dtype, self._batch = t5, vae, dtype, batch
         generator = torch.Generator().manual_seed(0)
         self._ids: Int[Tensor, "B L"] = torch.randint(2, 32_000, (batch, caption_tokens), generator=generator)
@@ -90,9 +92,9 @@ class OnlineWork:
             return encode
 
         return {
-            "online, T5 by transformers, autoencoder by diffusers": way(plain_captions, plain_latents),
-            "online, faster T5": way(fast_captions, plain_latents),
-            "online, faster T5 and autoencoder in small passes": way(fast_captions, fast_latents),
+            BASELINE: way(plain_captions, plain_latents),
+            FASTER_T5: way(fast_captions, plain_latents),
+            FASTER_BOTH: way(fast_captions, fast_latents),
         }
 
     def _normalised(self, pixels: Tensor) -> Tensor:

@@ -1,41 +1,84 @@
-"""Rows of the step benchmarks as Markdown."""
+"""Rows of the step benchmarks as Markdown: a table of speeds, and one of where the milliseconds go."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from train.benchmark.parts import PARTS
 from train.benchmark.steps import StepRow
 
+Cell = Callable[[StepRow], str]
 
-def table(rows: Sequence[StepRow]) -> str:
-    """Returns the rows, each with its speed-up over the first variant of its setting, the plain one."""
-    parts = [part for part in PARTS if any(part in row.parts_ms for row in rows)]
-    titles = ["what", "variant", "batch", "kept", "samples/s", "tokens/s", "TFLOP/s", "MFU", "times plain", "GiB"]
-    lines = [
-        f"| {' | '.join([*titles, 'ms a step', *parts, 'published'])} |",
-        "|" + "---|" * (len(titles) + 2 + len(parts)),
-    ]
-    plain: dict[str, StepRow] = {}
+
+def tables(rows: Sequence[StepRow]) -> str:
+    """Returns both tables. Columns that no row fills are left out."""
+    return f"{speed_table(rows)}\n\n{time_table(rows)}" if any(row.parts_ms for row in rows) else speed_table(rows)
+
+
+def speed_table(rows: Sequence[StepRow]) -> str:
+    """Returns what each row comes to, beside the first variant of its setting and what was published."""
+    first: dict[str, StepRow] = {}
     for row in rows:
-        first = plain.setdefault(row.setting, row)
-        if row.error:
-            lines.append(f"| {row.setting} | {row.variant} | {row.batch} | {row.checkpointing} | {row.error} |")
-            continue
-        speed_up = row.samples_per_second / first.samples_per_second
-        cells = [
-            row.setting,
-            row.variant,
-            str(row.batch),
-            {"none": "all", "selective": "products", "full": "inputs"}[row.checkpointing],
-            f"{row.samples_per_second:.4g}",
-            f"{row.tokens_per_second:,.0f}",
-            f"{row.tflops:.0f}",
-            f"{row.mfu:.1%}",
-            "" if math.isnan(speed_up) else f"{speed_up:.2f}",
-            "" if row.peak_memory_gib is None else f"{row.peak_memory_gib:.1f}",
-            f"{row.step_ms:.1f}" + (f" (from {row.scaled_from_blocks} blocks)" if row.scaled_from_blocks else ""),
-            *(f"{row.parts_ms.get(part, 0):.1f}" for part in parts),
-            row.published,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        first.setdefault(row.setting, row)
+    names = sorted({each.variant for each in first.values()})
+    compared = len(rows) > len(first) and len(names) == 1
+
+    def speed_up(row: StepRow) -> str:
+        return _number(first[row.setting].step_ms / row.step_ms, ".2f") if compared else ""
+
+    each = " a GPU" if any(row.num_ranks > 1 for row in rows) else ""
+    return _table(
+        rows,
+        {
+            "what": lambda row: row.setting,
+            "variant": lambda row: row.variant,
+            "batch": lambda row: str(row.batch),
+            "computed again": lambda row: "" if row.recomputed == "none" else row.recomputed,
+            f"samples/s{each}": lambda row: row.error or _number(row.samples_per_second, ".4g"),
+            f"tokens/s{each}": lambda row: _number(row.tokens_per_second, ",.0f"),
+            f"TFLOP/s{each}": lambda row: _number(row.tflops, ".0f"),
+            "MFU": lambda row: _number(row.mfu, ".1%"),
+            f"times {names[0] if names else ''}": speed_up,
+            "times one GPU": lambda row: _number(row.times_one_rank, ".2f"),
+            "peak GiB": lambda row: _number(row.peak_memory_gib, ".1f"),
+            "published, H800": lambda row: _number(row.published, ",.0f"),
+            "times published": lambda row: _number(row.times_published, ".2f"),
+        },
+    )
+
+
+def time_table(rows: Sequence[StepRow]) -> str:
+    """Returns the milliseconds of a step, of its parts, and of encoding."""
+
+    def part(name: str) -> Cell:
+        return lambda row: _number(row.parts_ms.get(name), ".1f")
+
+    def step(row: StepRow) -> str:
+        scaled = f" ({row.scaled_from_blocks} blocks, scaled)" if row.scaled_from_blocks else ""
+        return _number(row.step_ms, ".1f") + scaled
+
+    def over_the_sum(row: StepRow) -> str:
+        return "" if row.sum_of_parts_ms is None else _number(row.step_ms / row.sum_of_parts_ms - 1, "+.1%")
+
+    return _table(
+        [row for row in rows if not row.error],
+        {
+            "milliseconds": lambda row: row.setting,
+            "variant": lambda row: row.variant,
+            "step": step,
+            **{name: part(name) for name in PARTS},
+            "encoders alone": lambda row: _number(row.encoders_alone_ms, ".1f"),
+            "cached step + encoders": lambda row: _number(row.sum_of_parts_ms, ".1f"),
+            "step against that": over_the_sum,
+        },
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value, form)
+
+
+def _table(rows: Sequence[StepRow], columns: dict[str, Cell]) -> str:
+    cells = {title: [cell(row) for row in rows] for title, cell in columns.items()}
+    filled = {title: column for title, column in cells.items() if any(column)}
+    lines = [filled.keys(), ["---"] * len(filled), *zip(*filled.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,9 +5,10 @@ All variants of a setting run on one engine, so that what differs is the variant
 
 import dataclasses
 import gc
+import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.errors import InputError
 from train.benchmark.parts import PartTimes
 from train.benchmark.step_settings import Setting
+from train.benchmark.variants import Variant, running_as
 from train.config import TrainConfig
 from train.data import Batch
 from train.diffusion.objective import create_objective
 from train.ema import Ema
 from train.model import build_model, model_config
+from train.model.checkpointing import Recomputation
 from train.model.config import ModelConfig
 from train.model.flops import training_flop
 from train.parallel.ranks import Ranks
 from train.parallel.verdict import Verdict
 from train.parallel.zero import build_engine
 from train.peak import synchronize
+from train.planning.activations import meta_model, step_memory
+from train.planning.fitting import device_memory, least_recomputation
 from train.step import TrainingStep
 
 CAPTION_TOKENS = 120
@@ -36,6 +42,8 @@ _SPATIAL_STRIDE = 8
 _NUM_CLASSES = 1000
 _BATCHES = 4
 _PART_STEPS = 2
+_ENOUGH_ABOVE = {2: 3, 10: 2}
+"""Steps that are enough, by the seconds that one takes more than."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,31 +51,42 @@ class Timing:
     """How long to measure."""
 
     warmup: int = 3
-    """Steps before the clock starts."""
+    """Steps before the clock starts; one where only some of the blocks run, for those steps are long."""
     steps: int = 8
-    """Steps that are timed; their median counts."""
+    """Steps that are timed; their median counts. At most 3 where one takes more than 2 seconds, 2 of more than 10."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRow:
-    """What one variant of a setting came to."""
+    """What one variant of a setting came to; what is counted is of one device, also where several ran."""
 
     setting: str
     variant: str
     batch: int
-    checkpointing: str
-    step_ms: float
-    samples_per_second: float
-    tokens_per_second: float
-    tflops: float
-    mfu: float
-    peak_memory_gib: float | None
-    """None on a CPU."""
-    parts_ms: dict[str, float]
-    """From two steps of their own, with events around each part."""
+    """Samples of a rank, or of the ranks that share their samples."""
+    num_ranks: int = 1
+    recomputed: str = ""
+    """What of the blocks, as ``--activation-checkpointing`` says it."""
+    step_ms: float = math.nan
+    samples_per_second: float = math.nan
+    tokens_per_second: float = math.nan
+    tflops: float = math.nan
+    mfu: float = math.nan
+    peak_memory_gib: float | None = None
+    """Of the rank that took most; None on a CPU."""
+    parts_ms: dict[str, float] = field(default_factory=dict)
+    """From steps of their own, with events around each part."""
     scaled_from_blocks: int | None = None
     """Set where fewer blocks ran, and time was scaled to all."""
-    published: str = ""
+    encoders_alone_ms: float | None = None
+    """What encodes the batch, without a step after it."""
+    sum_of_parts_ms: float | None = None
+    """That, and the step of the row from a cache."""
+    times_one_rank: float | None = None
+    """All ranks' tokens a second over those of one rank in a run of its own, just before."""
+    published: float | None = None
+    """Tokens (of images: images) a second, on one H800."""
+    times_published: float | None = None
     error: str = ""
     """Why it did not run, such as too little memory."""
 
@@ -80,27 +99,48 @@ class Bench:
         ranks: Of the benchmark.
         overrides: Settings of the model, so that tests can take a tiny one.
         blocks: Of the model, if not all of them.
+        device_memory_gib: For ``auto``; None: what the device has besides what lies there now.
     """
 
-    def __init__(self, setting: Setting, ranks: Ranks, overrides: dict[str, Any], blocks: int | None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        ranks: Ranks,
+        overrides: dict[str, Any],
+        blocks: int | None,
+        device_memory_gib: float | None = None,
+    ) -> None:
         self.setting, self._ranks = setting, ranks
+        self._device_bytes = device_memory(device_memory_gib, ranks.device)
+        ranks.share_samples(setting.sequence_parallel)
         if setting.labels:
             overrides = {"num_classes": _NUM_CLASSES, **overrides}
         self.whole = model_config(setting.model, **overrides)
         self.config = self.whole if blocks is None else dataclasses.replace(self.whole, depth=blocks)
-        run = TrainConfig.of(cache="memory", output=Path("unused"), model=setting.model, batch_size=setting.batch)
+        self._run = run = TrainConfig.of(
+            cache="memory",
+            output=Path("unused"),
+            model=setting.model,
+            batch_size=setting.batch * ranks.num_data_ranks,
+            sequence_parallel=setting.sequence_parallel,
+        )
         torch.manual_seed(run.seed)
         with ranks.device:  # initial weights of this size take a CPU most of a minute
-            self.model = build_model(self.config, activation_checkpointing=setting.checkpointing)
+            self.model = build_model(self.config)
+        if setting.sequence_parallel > 1:
+            self.model.layout_for = ranks.sequence.layout_for
+        self.recomputation = Recomputation(mode="none")
         self._engine, masters = build_engine(self.model, run, ranks.device, ranks.world_size)
-        objective = create_objective(None, model=setting.model, spatial_stride=_SPATIAL_STRIDE)
-        self._step = TrainingStep(self._engine, self.model, objective)
+        self._objective = create_objective(None, model=setting.model, spatial_stride=_SPATIAL_STRIDE)
+        self._step = TrainingStep(self._engine, self.model, self._objective)
         assert run.optimiser.ema_decay is not None
         self._ema = Ema(masters, run.optimiser.ema_decay)
         self._lr = run.optimiser.lr
-        self._batches = [self._random_batch(seed) for seed in range(_BATCHES)]
+        first = _BATCHES * ranks.data_rank
+        self._batches = [self._random_batch(seed) for seed in range(first, first + _BATCHES)]
         self._taken = 0
         self._before: Verdict | None = None
+        self._part_steps = _PART_STEPS
         self.prepare: Callable[[Batch], Batch] = _as_it_is
         """What is done to a batch on the device before the step, such as encoding it."""
 
@@ -115,8 +155,41 @@ class Bench:
         pixels = self.setting.size // _SPATIAL_STRIDE
         return self.setting.frames, pixels, pixels
 
+    def recompute_for(self, variant: Variant) -> None:
+        """Has the blocks compute again what the setting says: for ``auto``, the least with which a variant fits.
+
+        Raises:
+            InputError: for ``auto`` where the device's memory is not known.
+        """
+        mode = self.setting.checkpointing
+        self.recomputation = self._fitted(variant) if mode == "auto" else Recomputation(mode=mode)
+        self.model.checkpoint_blocks(self.recomputation)
+
+    def _fitted(self, variant: Variant) -> Recomputation:
+        if self._device_bytes is None or self.setting.labels:
+            raise InputError(f"{self.setting.name}, checkpointing auto: give --device-memory-gib, and captions")
+        config = self.config
+
+        def needed(choice: Recomputation) -> int:
+            options = self._run.changed(activation_checkpointing=choice.mode, checkpointed_blocks=choice.blocks)
+            model = meta_model(config, options)
+            with running_as(model, variant):
+                plan = step_memory(
+                    model,
+                    self._objective,
+                    options,
+                    num_samples=self.setting.batch,
+                    latent_shape=(config.in_channels, *self._latent_size),
+                    captions=(config.model_max_length, config.caption_channels),
+                    world_size=self._ranks.world_size,
+                )
+            return plan.needed
+
+        smallest = -self._ranks.maximum(-self._device_bytes)
+        return least_recomputation(len(self.model.transformer_blocks()), needed, smallest)
+
     def flop(self) -> float:
-        """Returns the model's operations of a step, all blocks, recomputation not counted."""
+        """Returns the model's operations of a step, all blocks and all ranks of a sample, recomputation not counted."""
         frames, rows, columns = self.whole.grid(self._latent_size)
         of_one = training_flop(
             self.whole,
@@ -189,9 +262,9 @@ class Bench:
         self._engine.step = timed_step
         try:
             with parts.of_modules(self.model), parts.span("all"):
-                for _ in range(_PART_STEPS):
+                for _ in range(self._part_steps):
                     self.step(parts)
-            found = {name: ms / _PART_STEPS for name, ms in parts.milliseconds().items()}
+            found = {name: ms / self._part_steps for name, ms in parts.milliseconds().items()}
         finally:
             del self._engine.step
         found["rest"] = 2 * found["all"] - sum(found.values())
@@ -200,17 +273,35 @@ class Bench:
     def seconds(self, timing: Timing) -> float:
         """Returns the median seconds of a step after the warm-up, from the end of the one before to its own.
 
-        As in the trainer, none is waited for: on a GPU ends are events.
+        As in the trainer, none but the first is waited for: on a GPU ends are events. Of several ranks, the slowest
+        counts.
         """
-        for _ in range(timing.warmup):
+        for _ in range(timing.warmup if self.setting.blocks is None else min(timing.warmup, 1)):
             self.step()
+        return self._median_seconds(self.step, timing.steps)
+
+    def encoders_seconds(self, timing: Timing) -> float:
+        """Returns the median seconds of :attr:`prepare` alone."""
+        batch = self._batches[0].to(self._ranks.device)
+        return self._median_seconds(lambda: self.prepare(batch), timing.steps)
+
+    def _median_seconds(self, work: Callable[[], Any], times: int) -> float:
+        synchronize(self._ranks.device)
         clock = PartTimes(self._ranks.device)
         ends = [clock.mark()]
-        for _ in range(timing.steps):
-            self.step()
+        self._part_steps = _PART_STEPS
+        while len(ends) <= times:
+            work()
             ends.append(clock.mark())
+            if len(ends) == 2:
+                synchronize(self._ranks.device)
+                first = self._ranks.maximum(clock.elapsed_ms(*ends) / 1000)
+                for seconds, enough in _ENOUGH_ABOVE.items():
+                    if first > seconds:
+                        times, self._part_steps = min(times, enough), 1
         synchronize(self._ranks.device)
-        return statistics.median(clock.elapsed_ms(start, end) for start, end in pairwise(ends)) / 1000
+        median = statistics.median(clock.elapsed_ms(start, end) for start, end in pairwise(ends)) / 1000
+        return self._ranks.maximum(median)
 
     def close(self) -> None:
         """Frees the engine's memory."""
