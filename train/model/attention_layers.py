@@ -94,7 +94,9 @@ class FullAttention(SelfAttention):
     """Attention among all tokens of a sample."""
 
     def forward(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float[Tensor, "B T S D"]:
-        q, k, v = self.heads(x).unbind(3)  # (B, T, S, H, P) each
+        # taken apart as (B*T*S, 3, H, P): PyTorch joins gradients of up to 4 dimensions in one pass
+        parts = self.heads(x).flatten(0, 2).unbind(1)
+        q, k, v = (part.unflatten(0, x.shape[:3]) for part in parts)  # (B, T, S, H, P) each
         return self.proj(layout.along_all(*self.normed(q, k), v, self.attend).reshape(x.shape))
 
 

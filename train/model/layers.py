@@ -14,6 +14,7 @@ from shared.errors import InputError
 from train.model.attention import KeyMask
 from train.model.config import DiTConfig, ModelConfig
 from train.model.positions import timestep_sinusoid
+from train.ops.gelu import linear_gelu
 from train.ops.modulation import gate_add_norm_modulate, norm_modulate
 
 Stream = tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"] | None, Float[Tensor, "B G D"] | None]
@@ -40,8 +41,10 @@ class Linear(nn.Linear):
     the product in place. Selective checkpointing, which keeps the product, would add it twice.
     """
 
-    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        return F.linear(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
+    def forward(self, x: Float[Tensor, "... I"], *, gelu: bool = False) -> Float[Tensor, "... O"]:
+        """Returns the product with its bias, and with ``gelu`` the tanh-GELU of that."""
+        apply = linear_gelu if gelu else F.linear
+        return apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
 
 
 class Mlp(nn.Module):
@@ -49,12 +52,13 @@ class Mlp(nn.Module):
 
     def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
         super().__init__()
-        self.fc1 = Linear(in_features, hidden_features)
-        self.act = nn.GELU(approximate="tanh")
+        self.fc1: nn.Module = Linear(in_features, hidden_features)
         self.fc2 = Linear(hidden_features, out_features)
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        return self.fc2(self.act(self.fc1(x)))
+        if isinstance(self.fc1, Linear):
+            return self.fc2(self.fc1(x, gelu=True))
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # additions to its weight go before the GELU
 
 
 class PatchProjection(nn.Conv3d):

@@ -8,6 +8,7 @@ Letters: B batch, N queries, M keys, H heads, P head width, A + C its two parts,
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from train.ops.head_parts import head_parts, precision
 from train.ops.head_tiles import dot, dot_add, load_rows, store_rows
+from train.ops.launching import Launch
+from train.ops.partial_sums_kernels import add_partial_sums
 
 FORWARD_ROWS, FORWARD_WARPS, FORWARD_PROGRAMS = 64, 4, 528
 BACKWARD_ROWS, BACKWARD_WARPS, BACKWARD_PROGRAMS = 64, 8, 264
@@ -137,40 +140,60 @@ def _backward(  # type: ignore[no-untyped-def]
         store_rows(to + H * P, dva, dvc, keys < M, P, A, C)
 
 
-def _constants(q: Tensor, kv: Tensor, borders: Tensor | None) -> dict[str, Any]:
-    P, M = q.shape[-1], kv.shape[1]
-    left, right = head_parts(P)
-    keys = min(TILE_KEYS, max(16, triton.next_power_of_2(M)))
-    return {"H": q.shape[2], "P": P, "A": left, "C": right, "KEYS": keys, "RAGGED": borders is not None,
-            "ONE_TILE": keys >= M, "PRECISION": precision(q.dtype)}  # fmt: skip
+@lru_cache(maxsize=1024)
+def _launch(
+    kernel: Any,
+    _device: torch.device,
+    dtype: torch.dtype,
+    queries: torch.Size,
+    num_keys: int,
+    borders: torch.dtype | None,
+) -> tuple[Launch, int]:
+    """Returns the launch, and how many programs share the queries of a head: about as many in all as there should be.
+
+    Args:
+        kernel: Of the forward or of the backward pass.
+        queries: (B, N, H, P).
+        num_keys: M.
+        borders: Their type; None without.
+    """
+    B, N, H, P = queries
+    is_forward = kernel is _forward
+    rows, warps, programs = (
+        (FORWARD_ROWS, FORWARD_WARPS, FORWARD_PROGRAMS)
+        if is_forward
+        else (BACKWARD_ROWS, BACKWARD_WARPS, BACKWARD_PROGRAMS)
+    )
+    share_rows = triton.cdiv(triton.cdiv(N, rows), max(1, programs // (B * H))) * rows
+    num_shares = triton.cdiv(N, share_rows)
+    keys = min(TILE_KEYS, max(16, triton.next_power_of_2(num_keys)))
+    launch = Launch(
+        kernel,
+        (num_shares, B * H),
+        (N, num_keys, 1 / math.sqrt(P), share_rows, *(() if is_forward else (B,))),
+        (H, P, *head_parts(P), rows, keys, borders is not None, keys >= num_keys, precision(dtype)),
+        num_warps=warps,
+        num_stages=2,
+    )
+    return launch, num_shares
 
 
-def _share_rows(q: Tensor, rows: int, programs: int) -> int:
-    """Returns the queries of a program, a multiple of ``rows``, so that there are about as many programs."""
-    B, N, H, _ = q.shape
-    return triton.cdiv(triton.cdiv(N, rows), max(1, programs // (B * H))) * rows
-
-
-def forward(q: Tensor, kv: Tensor, borders: Tensor | None, out: Tensor, sums: Tensor) -> None:
-    """Writes the attention to ``out``, as q, and the logarithms to base 2 of its denominators to ``sums`` (B, H, N)."""
-    (B, N, H, P), M = q.shape, kv.shape[1]
-    share_rows = _share_rows(q, FORWARD_ROWS, FORWARD_PROGRAMS)
-    _forward[(triton.cdiv(N, share_rows), B * H)](
-        q, kv, borders, out, sums, N, M, 1 / math.sqrt(P), share_rows, **_constants(q, kv, borders),
-        ROWS=FORWARD_ROWS, num_warps=FORWARD_WARPS, num_stages=2,
-    )  # fmt: skip
+def forward(q: Tensor, kv: Tensor, borders: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the attention, as q, and the logarithms to base 2 of its denominators (B, H, N), float32."""
+    B, N, H, _ = shape = q.shape
+    launch, _ = _launch(_forward, q.device, q.dtype, shape, kv.shape[1], None if borders is None else borders.dtype)
+    out, sums = torch.empty_like(q), q.new_empty((B, H, N), dtype=torch.float32)
+    launch(q, kv, borders, out, sums)
+    return out, sums
 
 
 def backward(
-    grad: Tensor, q: Tensor, kv: Tensor, borders: Tensor | None, out: Tensor, sums: Tensor, q_grad: Tensor
-) -> Tensor:
-    """Writes the queries' gradient, and returns that of keys and values."""
-    (B, N, H, P), M = q.shape, kv.shape[1]
-    share_rows = _share_rows(q, BACKWARD_ROWS, BACKWARD_PROGRAMS)
-    num_shares = triton.cdiv(N, share_rows)
-    shares = kv.new_empty(num_shares, *kv.shape, dtype=torch.float32)
-    _backward[(num_shares, B * H)](
-        grad, q, kv, borders, out, sums, q_grad, shares, N, M, 1 / math.sqrt(P), share_rows, B,
-        **_constants(q, kv, borders), ROWS=BACKWARD_ROWS, num_warps=BACKWARD_WARPS, num_stages=2,
-    )  # fmt: skip
-    return shares.sum(0).to(kv.dtype)
+    grad: Tensor, q: Tensor, kv: Tensor, borders: Tensor | None, out: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of the queries, and of keys and values."""
+    borders_type = None if borders is None else borders.dtype
+    launch, num_shares = _launch(_backward, q.device, q.dtype, q.shape, kv.shape[1], borders_type)
+    q_grad, kv_grad = torch.empty_like(q), torch.empty_like(kv)
+    shares = kv.new_empty((1, num_shares, kv.numel()), dtype=torch.float32)
+    launch(grad, q, kv, borders, out, sums, q_grad, shares)
+    return q_grad, add_partial_sums(shares, kv_grad)

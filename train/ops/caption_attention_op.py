@@ -1,23 +1,31 @@
 """Attention to captions as an operator of PyTorch's, with its gradient.
 
 PyTorch knows it by name: it does not break a compiled graph, selective checkpointing can keep its result, and on
-tensors without content it has the shapes, and keeps the memory, that it has on a GPU. Triton is imported there only.
+tensors without content it has the shapes, and keeps the memory, that it has on a GPU. Where nobody asks for that, the
+kernels are launched without the operator. Triton is imported on a GPU only.
 """
 
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from train.ops.launching import launches_directly
+
+
+@cache
+def _kernels() -> ModuleType:
+    from train.ops import caption_attention_kernels
+
+    return caption_attention_kernels
+
 
 @torch.library.custom_op("latentmill_attention::caption_attention", mutates_args=())
 def _caption_attention(q: Tensor, kv: Tensor, borders: Tensor | None) -> tuple[Tensor, Tensor]:
-    from train.ops import caption_attention_kernels as kernels
-
-    B, N, H, _ = q.shape
-    out, sums = torch.empty_like(q), q.new_empty(B, H, N, dtype=torch.float32)
-    kernels.forward(q, kv, borders, out, sums)
-    return out, sums
+    results: tuple[Tensor, Tensor] = _kernels().forward(q, kv, borders)
+    return results
 
 
 @_caption_attention.register_fake
@@ -30,10 +38,8 @@ def _(q: Tensor, kv: Tensor, borders: Tensor | None) -> tuple[Tensor, Tensor]:
 def _caption_attention_backward(
     grad: Tensor, q: Tensor, kv: Tensor, borders: Tensor | None, out: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor]:
-    from train.ops import caption_attention_kernels as kernels
-
-    q_grad = torch.empty_like(q)
-    return q_grad, kernels.backward(grad, q, kv, borders, out, sums, q_grad)
+    grads: tuple[Tensor, Tensor] = _kernels().backward(grad, q, kv, borders, out, sums)
+    return grads
 
 
 @_caption_attention_backward.register_fake
@@ -47,13 +53,29 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, _sums_grad: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, _sums_grad: None = None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return None, None, None
-    return *_caption_attention_backward(grad.contiguous(), *ctx.saved_tensors), None
+    backward = _kernels().backward if launches_directly(grad) else _caption_attention_backward
+    return *backward(grad.contiguous(), *ctx.saved_tensors), None
 
 
 _caption_attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _CaptionAttention(torch.autograd.Function):
+    """The same without the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, kv: Tensor, borders: Tensor | None) -> Tensor:
+        out, sums = _kernels().forward(q, kv, borders)
+        ctx.save_for_backward(q, kv, borders, out, sums)
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, grad)
 
 
 def caption_attention(q: Tensor, kv: Tensor, borders: Tensor | None) -> Tensor:
@@ -65,5 +87,10 @@ def caption_attention(q: Tensor, kv: Tensor, borders: Tensor | None) -> Tensor:
         borders: (2 B + 1,) int32: where, of all samples' keys end to end, those that are valid and those that are not
             begin, in turn; and the end. None: all are valid.
     """
-    out, _ = _caption_attention(q.contiguous(), kv.contiguous(), borders)
+    q, kv = q.contiguous(), kv.contiguous()
+    out: Tensor
+    if launches_directly(q):
+        out = _CaptionAttention.apply(q, kv, borders)
+    else:
+        out, _ = _caption_attention(q, kv, borders)
     return out

@@ -9,12 +9,16 @@ A row is cut into two powers of two (1152 is 1024 and 128): a tile of 2048 would
 Letters: B batch, T frames, S tokens of a frame, D width, A + C its two parts; G groups of a sample, R rows at a time.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from train.ops.launching import Launch
 from train.ops.modulation_op import LAYER_NORM_EPS
+from train.ops.partial_sums_kernels import add_partial_sums
 
 FORWARD_ROWS, FORWARD_WARPS = 2, 1
 BACKWARD_WARPS = 2
@@ -157,59 +161,99 @@ def _parts(width: int) -> tuple[int, int]:
     return left, triton.next_power_of_2(width - left)
 
 
-def _strides(values: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if values is None else (values.stride(0), values.stride(1))
+Modulation = tuple[torch.dtype, tuple[int, ...]] | None
+"""What a kernel depends on of a shift, a scale or a gate: type and strides."""
 
 
-def _groups(modulation: Tensor, x: Tensor) -> tuple[int, int, int]:
-    """Returns groups of a sample, groups in all, and rows of a group."""
-    G = modulation.shape[1]
-    groups = x.shape[0] * G
-    return G, groups, x.numel() // x.shape[-1] // max(1, groups)
+def _described(values: Tensor | None) -> Modulation:
+    return None if values is None else (values.dtype, values.stride())
+
+
+def _strides(values: Modulation) -> tuple[int, int]:
+    return (0, 0) if values is None else (values[1][0], values[1][1])
+
+
+def _groups(shape: torch.Size, G: int) -> tuple[int, int]:
+    """Returns groups in all, and rows of a group."""
+    groups = shape[0] * G
+    return groups, shape.numel() // shape[-1] // max(1, groups)
+
+
+@lru_cache(maxsize=1024)
+def _forward_launch(
+    _device: torch.device, _dtype: torch.dtype, shape: torch.Size, G: int, has_h: bool,
+    gate: Modulation, shift: Modulation, scale: Modulation,
+) -> Launch:  # fmt: skip
+    groups, rows = _groups(shape, G)
+    return Launch(
+        _forward,
+        (triton.cdiv(rows, FORWARD_ROWS), groups),
+        (rows, G, *_strides(gate), *_strides(shift), *_strides(scale)),
+        (shape[-1], *_parts(shape[-1]), FORWARD_ROWS, LAYER_NORM_EPS, has_h, gate is not None, shift is not None),
+        num_warps=FORWARD_WARPS,
+    )
 
 
 def forward(
     x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the residual (empty without h), its modulated norm and the rows' statistics (empty without shift)."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Returns the residual (None without h), its modulated norm and the rows' statistics (None without shift)."""
     modulation = gate if shift is None else shift
     assert modulation is not None
-    G, groups, rows = _groups(modulation, x)
-    residual = x.new_empty(0) if h is None else torch.empty_like(x)
-    out = x.new_empty(0) if shift is None else torch.empty_like(x)
-    statistics = x.new_empty(0 if shift is None else x.numel() // x.shape[-1] * 2, dtype=torch.float32)
-    left, right = _parts(x.shape[-1])
-    _forward[(triton.cdiv(rows, FORWARD_ROWS), groups)](
-        x, h, gate, shift, scale, residual, out, statistics, rows, G,
-        *_strides(gate), *_strides(shift), *_strides(scale),
-        D=x.shape[-1], A=left, C=right, R=FORWARD_ROWS, EPS=LAYER_NORM_EPS,
-        HAS_H=h is not None, HAS_GATE=gate is not None, HAS_NORM=shift is not None, num_warps=FORWARD_WARPS,
+    shape = x.shape
+    launch = _forward_launch(
+        x.device, x.dtype, shape, modulation.shape[1], h is not None,
+        _described(gate), _described(shift), _described(scale),
     )  # fmt: skip
+    residual = None if h is None else torch.empty_like(x)
+    out = statistics = None
+    if shift is not None:
+        out = torch.empty_like(x)
+        statistics = x.new_empty(shape.numel() // shape[-1] * 2, dtype=torch.float32)
+    launch(x, h, gate, shift, scale, residual, out, statistics)
     return residual, out, statistics
+
+
+@lru_cache(maxsize=1024)
+def _backward_launch(
+    _device: torch.device, _dtype: torch.dtype, shape: torch.Size, G: int, has_residual_grad: bool,
+    gate: Modulation, scale: Modulation,
+) -> tuple[Launch, tuple[int, int, int, int]]:  # fmt: skip
+    """Returns the launch, and the shape of what its programs sum: sums, groups, programs of a group, width."""
+    groups, rows = _groups(shape, G)
+    D = shape[-1]
+    chunk_rows = triton.cdiv(rows, max(1, _PROGRAMS // groups))
+    chunks = triton.cdiv(rows, chunk_rows)
+    num_sums = (2 if scale is not None else 0) + (1 if gate is not None else 0)
+    launch = Launch(
+        _backward,
+        (chunks, groups),
+        (rows, G, chunk_rows, *_strides(gate), *_strides(scale), groups * chunks * D),
+        (D, *_parts(D), has_residual_grad, gate is not None, scale is not None),
+        num_warps=BACKWARD_WARPS,
+    )
+    return launch, (num_sums, groups, chunks, D)
 
 
 def backward(
     residual_grad: Tensor | None, out_grad: Tensor | None, residual: Tensor | None, statistics: Tensor | None,
     h: Tensor | None, gate: Tensor | None, scale: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Returns the gradients of x (empty without a norm), of h (empty without a gate), and sums (1 to 3, B, G, D)."""
+) -> tuple[Tensor | None, Tensor | None, Tensor]:  # fmt: skip
+    """Returns the gradients of x (None without a norm), of h (None without a gate), and of the modulation.
+
+    The latter are (1 to 3, B, G, D), of shift, scale and gate, in the type of those.
+    """
     like = residual_grad if out_grad is None else out_grad
     modulation = gate if scale is None else scale
     assert like is not None
     assert modulation is not None
-    G, groups, rows = _groups(modulation, like)
-    D = like.shape[-1]
-    chunk_rows = triton.cdiv(rows, max(1, _PROGRAMS // groups))
-    chunks = triton.cdiv(rows, chunk_rows)
-    num_sums = (2 if scale is not None else 0) + (1 if gate is not None else 0)
-    sums = like.new_empty(num_sums, groups, chunks, D, dtype=torch.float32)
-    x_grad = like.new_empty(0) if scale is None else torch.empty_like(like)
-    h_grad = like.new_empty(0) if gate is None else torch.empty_like(like)
-    left, right = _parts(D)
-    _backward[(chunks, groups)](
-        residual_grad, out_grad, residual, statistics, h, gate, scale, x_grad, h_grad, sums, rows, G, chunk_rows,
-        *_strides(gate), *_strides(scale), groups * chunks * D,
-        D=D, A=left, C=right, HAS_RESIDUAL_GRAD=residual_grad is not None,
-        HAS_GATE=gate is not None, HAS_NORM=scale is not None, num_warps=BACKWARD_WARPS,
-    )  # fmt: skip
-    return x_grad, h_grad, sums.sum(2).view(num_sums, like.shape[0], G, D)
+    shape, G = like.shape, modulation.shape[1]
+    launch, sums_shape = _backward_launch(
+        like.device, like.dtype, shape, G, residual_grad is not None, _described(gate), _described(scale)
+    )
+    x_grad = None if scale is None else torch.empty_like(like)
+    h_grad = None if gate is None else torch.empty_like(like)
+    num_sums, groups, chunks, D = sums_shape
+    sums = like.new_empty((num_sums * groups, chunks, D), dtype=torch.float32)
+    launch(residual_grad, out_grad, residual, statistics, h, gate, scale, x_grad, h_grad, sums)
+    return x_grad, h_grad, add_partial_sums(sums, modulation.new_empty((num_sums, shape[0], G, D)))

@@ -1,24 +1,43 @@
 """Gated residuals with modulated norms as an operator of PyTorch's, with its gradient.
 
 PyTorch knows it by name: it does not break a compiled graph, selective checkpointing can keep its result, and on
-tensors without content it has the shapes, and keeps the memory, that it has on a GPU. Triton is imported there only.
+tensors without content it has the shapes, and keeps the memory, that it has on a GPU. Where nobody asks for that, the
+kernels are launched without the operator, whose way through the dispatcher takes several times as long as the launch.
+Triton is imported on a GPU only.
 """
 
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from train.ops.launching import launches_directly
+
 LAYER_NORM_EPS = 1e-6
+
+Outputs = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""The residual, if something is added; its modulated norm and the statistics of its rows, if there is a norm."""
+
+
+@cache
+def _kernels() -> ModuleType:
+    from train.ops import modulation_kernels
+
+    return modulation_kernels
 
 
 @torch.library.custom_op("latentmill_modulation::modulated_residual", mutates_args=())
 def _modulated_residual(
     x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from train.ops import modulation_kernels as kernels
-
-    return kernels.forward(x, h, gate, shift, scale)
+    residual, out, statistics = _kernels().forward(x, h, gate, shift, scale)
+    return (
+        x.new_empty(0) if residual is None else residual,
+        x.new_empty(0) if out is None else out,
+        x.new_empty(0, dtype=torch.float32) if statistics is None else statistics,
+    )
 
 
 @_modulated_residual.register_fake
@@ -42,9 +61,12 @@ def _modulated_residual_backward(
     gate: Tensor | None,
     scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from train.ops import modulation_kernels as kernels
-
-    return kernels.backward(residual_grad, out_grad, residual, statistics, h, gate, scale)
+    x_grad, h_grad, grads = _kernels().backward(residual_grad, out_grad, residual, statistics, h, gate, scale)
+    return (
+        grads.new_empty(0) if x_grad is None else x_grad,
+        grads.new_empty(0) if h_grad is None else h_grad,
+        grads,
+    )
 
 
 @_modulated_residual_backward.register_fake
@@ -63,13 +85,13 @@ def _(
     assert modulation is not None
     num_sums = (2 if scale is not None else 0) + (1 if gate is not None else 0)
     return (
-        like.new_empty(0) if scale is None else torch.empty_like(like),
-        like.new_empty(0) if gate is None else torch.empty_like(like),
-        like.new_empty(num_sums, like.shape[0], modulation.shape[1], like.shape[-1], dtype=torch.float32),
+        modulation.new_empty(0) if scale is None else torch.empty_like(like),
+        modulation.new_empty(0) if gate is None else torch.empty_like(like),
+        modulation.new_empty(num_sums, like.shape[0], modulation.shape[1], like.shape[-1]),
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Outputs) -> None:
     x, h, gate, shift, scale = inputs
     ctx.set_materialize_grads(False)
     ctx.has_h, ctx.has_norm = h is not None, shift is not None
@@ -80,33 +102,48 @@ def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Ten
 
 
 def _differentiate(
-    ctx: Any, residual_grad: Tensor | None, out_grad: Tensor | None, _statistics_grad: Tensor | None
+    ctx: Any, residual_grad: Tensor | None, out_grad: Tensor | None, _statistics_grad: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     residual, statistics, h, gate, scale = ctx.saved_tensors  # once: checkpointing allows no second look
     incoming = None if residual_grad is None or not ctx.has_h else residual_grad.contiguous()
     out_grad = None if out_grad is None or not ctx.has_norm else out_grad.contiguous()
-    if incoming is None and out_grad is None:
+    like = incoming if out_grad is None else out_grad
+    if like is None:
         return None, None, None, None, None
-    x_grad, h_grad, gate_grad, shift_grad, scale_grad = incoming, incoming, None, None, None
-    if gate is not None or out_grad is not None:
-        of_x, of_h, sums = _modulated_residual_backward(
-            incoming, out_grad, residual, statistics, h, gate, None if out_grad is None else scale
-        )
-        if out_grad is not None:
-            x_grad = h_grad = of_x
-            shift_grad, scale_grad = sums[:2].to(scale.dtype).unbind(0)
-        if gate is not None:
-            h_grad, gate_grad = of_h, sums[-1].to(gate.dtype)
-    return x_grad, h_grad if ctx.has_h else None, gate_grad, shift_grad, scale_grad
+    if gate is None and out_grad is None:
+        return incoming, incoming, None, None, None
+    backward = _kernels().backward if launches_directly(like) else _modulated_residual_backward
+    of_x, of_h, grads = backward(incoming, out_grad, residual, statistics, h, gate, None if out_grad is None else scale)
+    x_grad = incoming if out_grad is None else of_x
+    shift_grad, scale_grad = (None, None) if out_grad is None else (grads[0], grads[1])
+    if gate is not None:
+        return x_grad, of_h, grads[-1], shift_grad, scale_grad
+    return x_grad, x_grad if ctx.has_h else None, None, shift_grad, scale_grad
 
 
 _modulated_residual.register_autograd(_differentiate, setup_context=_keep)
 
 
+class _ModulatedResidual(torch.autograd.Function):
+    """The same without the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        output = _kernels().forward(*inputs)
+        _keep(ctx, inputs, output)
+        return output[0], output[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, *grads)
+
+
 def modulated_residual(
     x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns ``x + gate * h`` (empty without h) and the modulated norm of it (empty without shift and scale)."""
+    """Returns ``x + gate * h`` (not to be read without h), and the modulated norm of it (nor without shift, scale)."""
     x, h = x.contiguous(), None if h is None else h.contiguous()
+    if launches_directly(x):
+        return _ModulatedResidual.apply(x, h, gate, shift, scale)
     residual, out, _ = _modulated_residual(x, h, gate, shift, scale)
     return residual, out

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Kernel = Literal["modulation", "time", "captions"]
+Kernel = Literal["modulation", "time", "captions", "gelu"]
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 

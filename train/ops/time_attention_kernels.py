@@ -9,6 +9,7 @@ Letters: B batch, T frames, S tokens of a frame, H heads, P head width, A + C it
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from train.ops.head_parts import head_parts, precision
 from train.ops.head_tiles import dot, load_rows, store_rows
+from train.ops.launching import Launch
 from train.ops.time_attention_op import MOST_FRAMES
 
 TILE_ROWS = MOST_FRAMES
@@ -173,31 +175,42 @@ def _backward(  # type: ignore[no-untyped-def]
     store_rows(to + H * P, da, dc, inside, P, A, C)
 
 
-def _grid(qkv: Tensor) -> tuple[int, int]:
-    """Returns the sequences of a tile, and the tiles."""
-    B, T, S, _, H, _ = qkv.shape
+Types = tuple[torch.dtype | None, ...]
+"""Of the norms of queries and of keys, and of the angles; None for what there is not."""
+
+
+def _types(*tensors: Tensor | None) -> Types:
+    return tuple(None if tensor is None else tensor.dtype for tensor in tensors)
+
+
+@lru_cache(maxsize=1024)
+def _launch(
+    kernel: Any, _device: torch.device, dtype: torch.dtype, shape: torch.Size, types: Types
+) -> tuple[Launch, int]:
+    """Returns the launch, and its number of programs."""
+    B, T, S, _, H, P = shape
     group = TILE_ROWS // T
-    return group, triton.cdiv(B * S * H, group)
-
-
-def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], qkv: Tensor, has: tuple[bool, bool, bool]) -> None:
-    B, T, S, _, H, P = qkv.shape
-    left, right = head_parts(P)
-    group, tiles = _grid(qkv)
-    kernel[(tiles,)](
-        *tensors, B * S * H, S, 1 / math.sqrt(P),
-        T=T, H=H, P=P, A=left, C=right, G=group, ROWS=TILE_ROWS,
-        EPS=RMS_NORM_EPS, Q_NORM=has[0], K_NORM=has[1], HAS_ROPE=has[2],
-        PRECISION=precision(qkv.dtype), num_warps=8 if T > 32 else 4,
+    programs = triton.cdiv(B * S * H, group)
+    launch = Launch(
+        kernel,
+        (programs,),
+        (B * S * H, S, 1 / math.sqrt(P)),
+        (T, H, P, *head_parts(P), group, TILE_ROWS, RMS_NORM_EPS, *(each is not None for each in types),
+         precision(dtype)),
+        num_warps=8 if T > 32 else 4,
     )  # fmt: skip
+    return launch, programs
 
 
 def forward(
-    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, cosines: Tensor | None, sines: Tensor | None, out: Tensor
-) -> None:
-    """Writes the attention of contiguous ``qkv`` (B, T, S, 3, H, P) to ``out`` (B, T, S, H, P)."""
-    has = (q_norm is not None, k_norm is not None, cosines is not None)
-    _launch(_forward, (qkv, q_norm, k_norm, cosines, sines, out), qkv, has)
+    qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, cosines: Tensor | None, sines: Tensor | None
+) -> Tensor:
+    """Returns the attention (B, T, S, H, P) of contiguous ``qkv`` (B, T, S, 3, H, P)."""
+    B, T, S, _, H, P = shape = qkv.shape
+    out = qkv.new_empty((B, T, S, H, P))
+    launch, _ = _launch(_forward, qkv.device, qkv.dtype, shape, _types(q_norm, k_norm, cosines))
+    launch(qkv, q_norm, k_norm, cosines, sines, out)
+    return out
 
 
 def backward(
@@ -207,11 +220,13 @@ def backward(
     k_norm: Tensor | None,
     cosines: Tensor | None,
     sines: Tensor | None,
-    qkv_grad: Tensor,
-) -> Tensor:
-    """Writes the gradient of ``qkv``, and returns those of the norms' weights (2, P), float32: 0 without norms."""
-    has = (q_norm is not None, k_norm is not None, cosines is not None)
-    programs = _grid(qkv)[1] if has[0] or has[1] else 0
-    norm_grads = qkv.new_empty(programs, 2, qkv.shape[-1], dtype=torch.float32)
-    _launch(_backward, (grad, qkv, q_norm, k_norm, cosines, sines, qkv_grad, norm_grads), qkv, has)
-    return norm_grads.sum(0)
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the gradients of ``qkv``, and of the norms' weights (2, P), float32; None without norms."""
+    shape = qkv.shape
+    launch, programs = _launch(_backward, qkv.device, qkv.dtype, shape, _types(q_norm, k_norm, cosines))
+    qkv_grad, norm_grads = torch.empty_like(qkv), None
+    has_norms = q_norm is not None or k_norm is not None
+    if has_norms or cosines is not None:
+        norm_grads = qkv.new_empty((programs if has_norms else 0, 2, shape[-1]), dtype=torch.float32)
+    launch(grad, qkv, q_norm, k_norm, cosines, sines, qkv_grad, norm_grads)
+    return qkv_grad, norm_grads.sum(0) if norm_grads is not None and has_norms else None

@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from train.model.attention import KeyMask, caption_attention
+from train.ops.gelu import linear_gelu
+from train.ops.gelu_op import bias_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
@@ -53,6 +55,15 @@ def test_modulation_keeps_the_residual_and_two_statistics_a_token(groups: int) -
     assert _kept_bytes(gate_add(x, h, gate), x, h, gate) == 0
     both = gate_add_norm_modulate(x, h, gate, shift, scale)
     assert _kept_bytes(both, x, h, gate, shift, scale) == statistics + 2 * 3 * 5 * 64 * 2
+
+
+def test_gelu_of_a_linear_layer_keeps_the_product_alone() -> None:
+    x, weight, bias = _empty(10, 32), _empty(64, 32), _empty(64)
+    product = torch.nn.functional.linear(x, weight)
+    out = bias_gelu(product, bias)
+    assert out.shape == linear_gelu(x, weight, bias).shape == (10, 64)
+    assert "latentmill" in str(linear_gelu(x, weight, bias).grad_fn)
+    assert _kept_bytes(out, x, weight, bias) == product.numel() * 2
 
 
 def test_sequences_that_no_tile_holds_go_to_pytorch() -> None:
