@@ -17,6 +17,7 @@ from torch import Tensor
 from shared.errors import InputError
 from train.benchmark.gpu_time import gpu_milliseconds
 from train.model.attention import AttentionBackend, KeyMask, caption_attention
+from train.ops.gelu import bias_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("kernels: expected a CUDA device, found none")
     torch.manual_seed(0)
     copy = _copy_gigabytes_per_second()
-    rows = [row for case in [*_time_cases(), *_modulation_cases()] for row in _measure(case)]
+    rows = [row for case in [*_time_cases(), *_modulation_cases(), _gelu_case()] for row in _measure(case)]
     rows += [row for tokens, batch, padded in ((4096, 8, 120), (4096, 8, 300), (16384, 2, 120))
              for row in _measure_captions(tokens, batch, padded)]  # fmt: skip
     text = _table(rows, copy)
@@ -134,6 +135,16 @@ def _modulation_cases(B: int = 8, T: int = 16, S: int = 256) -> list[_Case]:
         )
         for index, (name, operation, outputs, moved) in enumerate(operations)
     ]
+
+
+def _gelu_case(N: int = 32_768, width: int = 4 * _WIDTH) -> _Case:
+    return _Case(
+        name="bias and GELU",
+        operation=bias_gelu,
+        inputs=[_random(N, width), _random(width)],
+        grads=[_random(N, width, grad=False)],
+        moved_bytes=5 * N * width * 2,
+    )
 
 
 def _measure(case: _Case) -> list[KernelRow]:

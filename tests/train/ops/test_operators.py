@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from train.model.attention import KeyMask, caption_attention
-from train.ops.gelu import linear_gelu
-from train.ops.gelu_op import bias_gelu
+from train.ops.gelu import bias_gelu, linear_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
