@@ -95,10 +95,24 @@ class Row:
     """Part of the counted time in which kernels of the encoders ran, mean over the workers."""
     wait: float
     """Part in which a worker stood still for frames."""
+    launching: "Launching"
     of_alone: float
     """Samples a second, as a part of what the encoders of all workers reach alone."""
     times_one: float | None
     """Samples a second, in multiples of one worker's with the same decoder; None if that was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launching:
+    """What the threads that launched kernels were about: parts of the counted time, mean over the workers."""
+
+    wait: float
+    """For frames, whether the GPU had work meanwhile or not."""
+    launch: float
+    ahead: float
+    """The GPU had work enough."""
+    rest: float
+    """Frames to pinned memory, results on their way to the CPU, one shard after another, other threads' turns."""
 
 
 Rates = dict[str, dict[str, float]]
@@ -212,7 +226,7 @@ def _row(
 ) -> Row:
     bucket = Bucket.parse(text)
     begun, ended, counted = _counted(run, text, config, workers, is_last=text == config.buckets[-1])
-    busy, wait = _busy(run, begun, ended)
+    busy, wait, launching = _busy(run, begun, ended)
     rate = counted / (ended - begun)
     ones = [row.samples_per_second for row in rows if (row.bucket, row.decoder, row.workers) == (text, decoder, 1)]
     return Row(
@@ -227,6 +241,7 @@ def _row(
         tokens_per_second=rate * alone["tokens_a_sample"],
         busy=busy,
         wait=wait,
+        launching=launching,
         of_alone=rate / (alone["samples_per_second"] * workers),
         times_one=rate / ones[0] if ones else None,
     )
@@ -254,17 +269,20 @@ def _counted(
     return during[0][0], during[-1][0], sum(count for _, count, _ in during[1:])
 
 
-def _busy(run: Path, begun: float, ended: float) -> tuple[float, float]:
-    """Returns the parts of a stretch of time in which kernels ran, and in which workers stood still for frames."""
+def _busy(run: Path, begun: float, ended: float) -> tuple[float, float, Launching]:
+    """Returns the parts of a stretch of time in which kernels ran, in which workers stood still for frames, and what
+    their launching threads were about."""
     timeline = json.loads((run / "timeline.json").read_text())
     start, width = datetime.fromisoformat(timeline["start"]).timestamp(), timeline["bin_seconds"]
     first, last = int((begun - start) / width) + 1, int((ended - start) / width)
     kinds = {
         kind: np.array([worker["percent"][kind][first:last] for worker in timeline["workers"]]) / 100
-        for kind in ("text", "vae", "wait")
+        for kind in ("text", "vae", "wait", "launch", "ahead")
     }
     busy = np.minimum(kinds["text"] + kinds["vae"], 1)
-    return float(busy.mean()), float(np.minimum(kinds["wait"], 1 - busy).mean())
+    threads = {kind: float(kinds[kind].mean()) for kind in ("wait", "launch", "ahead")}
+    launching = Launching(**threads, rest=max(1 - sum(threads.values()), 0.0))
+    return float(busy.mean()), float(np.minimum(kinds["wait"], 1 - busy).mean()), launching
 
 
 def _alone(job: PreprocessConfig, config: BenchmarkConfig) -> tuple[Rates, dict[str, Any]]:
@@ -294,14 +312,20 @@ def table(alone: Rates, rows: list[Row]) -> str:
     """Returns the rows as Markdown."""
     lines = [
         "| bucket | decoder | GPUs | cores | seconds | samples/s | frames/s | GPU busy | data wait "
-        "| alone, samples/s | of alone | times one GPU |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| alone, samples/s | of alone | times one GPU "
+        "| launching thread: launches, waits for the GPU, for frames, rest |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row.bucket} | {row.decoder} | {row.workers} | {row.cpu_cores} | {row.seconds:.0f} | "
         f"{row.samples_per_second:.2f} | {row.frames_per_second:.0f} | {row.busy:.1%} | {row.wait:.1%} | "
         f"{alone[row.bucket]['samples_per_second'] * row.workers:.2f} | {row.of_alone:.1%} | "
-        f"{'' if row.times_one is None else f'{row.times_one:.3f}'} |"
+        f"{'' if row.times_one is None else f'{row.times_one:.3f}'} | "
+        + ", ".join(
+            f"{part:.0%}"
+            for part in (row.launching.launch, row.launching.ahead, row.launching.wait, row.launching.rest)
+        )
+        + " |"
         for row in rows
     ]
     return "\n".join(lines)

@@ -67,6 +67,7 @@ class BusyClock:
                 yield
             return
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began = time.time()
         start.record()
         try:
             yield
@@ -74,6 +75,7 @@ class BusyClock:
             end.record()
             with self._lock:
                 self._open.append((kind, start, end))
+                self._done.append(Interval(kind="launch", start=began, end=time.time()))
 
     @contextmanager
     def measure(self, kind: Kind) -> Iterator[None]:

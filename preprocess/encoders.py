@@ -62,6 +62,7 @@ class Encoders:
         self._tokens_taken = 0
         if self.vae is not None:
             self.vae.measure = self.busy.kernels("vae")
+            self.vae.waiting = lambda: self.busy.measure("ahead")
         if self.text is not None:
             self.text.measure = self.busy.kernels("text")
 
@@ -85,6 +86,7 @@ class Encoders:
             micro_batch_pixels=micro_batch.pixels,
             posterior=config.posterior,
             compile=self.is_compiled,
+            graphs=self.is_compiled,
         )
         if is_found:
             loaded.fit_micro_batch(max(buckets, key=lambda bucket: (bucket.height * bucket.width, bucket.num_frames)))

@@ -21,8 +21,9 @@ from preprocess.run_folder import newest_run, read_of_run
 from shared.errors import InputError, run_entry_point
 from shared.stores.open import open_store
 
-Kind = Literal["text", "vae", "wait", "commit"]
+Kind = Literal["text", "vae", "wait", "commit", "launch", "ahead"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_SUMMED = KINDS[:4]
 TIMELINE_FILE = "timeline.json"
 NUM_BINS = 600
 _FORMAT = "latentmill-timeline"
@@ -39,7 +40,8 @@ class Interval:
     """A stretch of time in which a worker did one thing."""
 
     kind: Kind
-    """text and vae: the encoders' kernels ran; wait: for decoded frames; commit: a shard was finished and committed."""
+    """text and vae: the encoders' kernels ran; commit: a shard was finished and committed. Of the thread whose turn it
+    is: wait: for decoded frames; launch: it launched kernels on a GPU; ahead: that had kernels enough."""
     start: float
     """Seconds since the epoch."""
     end: float
@@ -164,7 +166,7 @@ class Timeline:
         return {
             worker: WorkerSeconds(
                 alive=sum(life.seconds(self._start, now) for life in row.lives),
-                **{kind: float(seconds) for kind, seconds in zip(KINDS, row.totals, strict=True)},
+                **{kind: float(row.totals[KINDS.index(kind)]) for kind in _SUMMED},
             )
             for worker, row in self._rows.items()
         }
@@ -269,7 +271,8 @@ def parse(data: bytes) -> Stored:
 
 
 def _parse_worker(value: dict[str, Any], width: float) -> DrawnWorker:
-    percent = {kind: np.asarray(value["percent"][kind], np.float32) for kind in KINDS}
+    stored = value["percent"]  # a job of an earlier version tells of fewer kinds
+    percent = {kind: np.asarray(stored.get(kind, [0] * len(stored["vae"])), np.float32) for kind in KINDS}
     edges = np.arange(len(percent["vae"])) * width
     alive = np.zeros(len(edges))
     for start, end in value["alive"]:

@@ -11,6 +11,9 @@ _SLOTS = 3
 class CpuInput:
     """Hands frames over on the CPU."""
 
+    def wait(self) -> None:
+        """Nothing is on its way to anywhere."""
+
     def put(self, frames: np.ndarray) -> Tensor:
         """Returns the frames, uint8."""
         return torch.tensor(frames)
@@ -29,12 +32,15 @@ class GpuInput:
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._slot, self._slots = 0, [_Slot(0, device) for _ in range(_SLOTS)]
 
+    def wait(self) -> None:
+        """Waits until frames can be put."""
+        self._slots[self._slot].uploaded.synchronize()  # what was in this slot before
+
     def put(self, frames: np.ndarray) -> Tensor:
-        """Returns the frames, uint8, on the GPU; the current stream waits for them."""
+        """Returns the frames, uint8, on the GPU; the current stream waits for them. :meth:`wait` comes before."""
         if frames.nbytes > self._slots[self._slot].num_bytes:
             self._slots[self._slot] = _Slot(frames.nbytes, self._device)
         slot = self._slots[self._slot]
-        slot.uploaded.synchronize()  # what was in this slot before
         pinned, on_device = slot.pinned[: frames.nbytes], slot.on_device[: frames.nbytes]
         np.copyto(pinned.view(frames.shape).numpy(), frames)
         with torch.cuda.stream(self._stream):

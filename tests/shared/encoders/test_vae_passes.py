@@ -11,7 +11,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from torch import Tensor
 
+from shared.encoders.full_size import write_sd_vae
 from shared.encoders.vae import VideoAutoencoder
+from shared.encoders.vae_graphs import MAX_PIXELS, PassGraphs, Run
 from shared.errors import InputError
 from shared.spec import Bucket
 
@@ -121,6 +123,73 @@ def test_a_whole_clip_that_the_memory_does_not_hold_is_refused_with_its_size(tmp
         vae.encode(clip(0), seed="a")
 
 
+class Recorder:
+    """Stands for a GPU that records passes: its graphs write to one place, as CUDA's do."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self._most = most
+
+    def __call__(self, run: Run, units: Tensor) -> Run:
+        if len(self.shapes) == self._most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.shapes.append(tuple(units.shape))
+        given = run(units)
+
+        def replay(units: Tensor) -> Tensor:
+            return given.copy_(run(units))
+
+        return replay
+
+
+def test_a_shape_is_recorded_when_it_comes_again_and_its_latents_stay_the_same() -> None:
+    vae, recorder = VideoAutoencoder.load("demo:vae", micro_batch=3), Recorder()
+    clips = [(str(seed), clip(seed, 6)) for seed in range(3)]
+    expected = [vae.encode(frames, seed=seed) for seed, frames in clips]
+    vae._graphs = PassGraphs(lambda units: vae._moments(units, len(units)), recorder)
+    assert all(map(torch.equal, [latent for _, latent in vae.encode_each(clips)], expected))
+    assert recorder.shapes == [(3, 32, 48, 3)]
+    vae.encode(clip(0, 4), seed="a")  # passes of 3 and of 1
+    assert len(recorder.shapes) == 1
+
+
+def test_large_passes_and_those_for_which_the_memory_lacks_are_not_recorded() -> None:
+    recorder, ran = Recorder(most=1), []
+
+    def run(units: Tensor) -> Tensor:
+        ran.append(len(units))
+        return units + 1
+
+    graphs = PassGraphs(run, recorder)
+    large = torch.zeros(MAX_PIXELS // 64 + 1, 8, 8, 3)
+    for _ in range(3):
+        graphs(large)
+    assert recorder.shapes == []
+    small, other = torch.zeros(2, 8, 8, 3), torch.zeros(3, 8, 8, 3)
+    for units in (small, small, other, other, small, small):  # the second graph finds no memory
+        assert torch.equal(graphs(units), units + 1)
+    assert recorder.shapes == [tuple(small.shape)]
+    assert not graphs.give_up()
+
+
+def test_a_pass_that_the_memory_does_not_hold_gets_that_of_the_graphs_before_it_is_halved() -> None:
+    vae = VideoAutoencoder.load("demo:vae", micro_batch=4)
+    vae._graphs = PassGraphs(lambda units: vae._moments(units, len(units)), Recorder())
+    for seed in range(2):
+        vae.encode(clip(seed, 4), seed="a")
+    memory, most = SmallMemory(vae._model, 3), []
+    give_up = vae._graphs.give_up
+
+    def freed() -> bool:
+        most.append(memory._most)
+        memory._most = 4
+        return give_up()
+
+    vae._graphs.give_up = freed  # type: ignore[method-assign]
+    vae.encode(clip(2, 4), seed="a")
+    assert (most, memory.sizes, vae.halved) == ([3], [4, 4], False)
+
+
 def test_smaller_frames_go_through_in_larger_numbers() -> None:
     vae = VideoAutoencoder.load("demo:vae", micro_batch=2, micro_batch_pixels=32 * 48)
     memory = SmallMemory(vae._model, 99)
@@ -151,6 +220,34 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> str:
         layers_per_block=2,
     ).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.mark.gpu
+def test_passes_as_graphs_give_the_same_latents_bit_for_bit(tmp_path: Path) -> None:
+    write_sd_vae(tmp_path)
+    options: Any = {"device": "cuda", "dtype": torch.bfloat16, "micro_batch": 16, "compile": True}
+    plain, graphs = (VideoAutoencoder.load(str(tmp_path), graphs=graphs, **options) for graphs in (False, True))
+    # 24 frames of the second size are passes of 16 and of 8: the third clip of each size is the second graph's first.
+    clips = [(str(seed), clip(seed, *size)) for seed in range(4) for size in ((16, 256, 256), (24, 128, 192))]
+    for seed, frames in clips:
+        assert torch.equal(graphs.encode(frames, seed=seed), plain.encode(frames, seed=seed)), (seed, frames.shape)
+    assert graphs._graphs is not None
+    assert sorted(tuple(shape)[:3] for shape in graphs._graphs._graphs) == [
+        (8, 128, 192),
+        (16, 128, 192),
+        (16, 256, 256),
+    ]
+
+    together = [latent.cpu() for _, latent in graphs.encode_each(clips[::2] * 8)]  # none waits for the one before
+    assert all(map(torch.equal, together, [plain.encode(frames, seed=seed).cpu() for seed, frames in clips[::2]] * 8))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(graphs.encode_each(clips[::2]))) == 4
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert graphs._graphs.give_up()
+    assert torch.equal(graphs.encode(clips[0][1], seed="0").cpu(), together[0])
 
 
 @pytest.mark.gpu
