@@ -7,10 +7,12 @@ Several shards may be under way in threads: they launch their kernels one after 
 payloads of the shard before are being compressed and committed. So the GPU does not wait between shards.
 """
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -277,7 +279,7 @@ class _Usable:
 
     def frames(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields identity and frames of each usable sample."""
-        clips = iter(self._clips)
+        clips = _one_ahead(iter(self._clips))
         for sample in self._task.samples:
             with self._busy.measure("wait"):
                 frames = next(clips)
@@ -299,6 +301,31 @@ class _Usable:
         """Returns the samples that are not usable, since the last call."""
         lost, self._lost = self._lost, []
         return lost
+
+
+def _one_ahead(clips: Iterator[Frames]) -> Iterator[Frames]:
+    """Yields clips, while a thread fetches the next one: half a millisecond each, in which kernels can be launched."""
+    asked: SimpleQueue[bool] = SimpleQueue()
+    ready: SimpleQueue[Frames | BaseException | None] = SimpleQueue()
+
+    def fetch() -> None:
+        while asked.get():
+            try:
+                ready.put(next(clips, None))
+            except BaseException as error:  # whoever waits gets it
+                ready.put(error)
+
+    threading.Thread(target=fetch, name="fetch", daemon=True).start()
+    asked.put(True)
+    try:
+        while (frames := ready.get()) is not None:
+            if isinstance(frames, BaseException):
+                raise frames
+            asked.put(True)
+            yield frames
+            del frames
+    finally:
+        asked.put(False)
 
 
 class _OnHost:

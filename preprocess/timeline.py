@@ -104,7 +104,7 @@ class _Row:
 
 
 class Timeline:
-    """The workers' intervals, added up in bins that grow with the job. 10 kB a worker.
+    """The workers' intervals, added up in bins that grow with the job. 15 kB a worker.
 
     Args:
         start: Of the job, in seconds since the epoch; what lay before does not count.

@@ -69,12 +69,18 @@ def refusal(media: Media, error: Exception, reason: str) -> MediaError:
 
 @contextmanager
 def open_container(
-    media: Media, file: BinaryIO | None = None, *, hwaccel: HWAccel | None = None
+    media: Media, file: BinaryIO | None = None, *, hwaccel: HWAccel | None = None, trial: bool = True
 ) -> Iterator[av.container.InputContainer]:
     """Opens a media file for reading; titles and the like may be in any encoding.
 
     Local files, and members of local tars, are read by FFmpeg itself, others through a file object: ``file``, if it is
     open already.
+
+    Args:
+        media: The file.
+        file: It, open.
+        hwaccel: Where its video is decoded, if not on the CPU.
+        trial: Whether FFmpeg decodes the first frames of each stream, to learn what the container does not say of it.
 
     Raises:
         MediaError: if the file cannot be read, or is no container of :data:`CONTAINERS`; also if reading it fails
@@ -85,6 +91,7 @@ def open_container(
         try:
             container = av.open(
                 opened,
+                options={} if trial else {"skip_frame": "all"},  # read by the trial's decoders alone
                 container_options={**container_options, "protocol_whitelist": protocols},
                 metadata_errors="replace",
                 buffer_size=_BUFFER_BYTES,
@@ -154,5 +161,9 @@ def check_size(media: Media, width: int, height: int) -> None:
 
 def shown_aspect(stream: VideoStream) -> Fraction:
     """Returns how much wider than high a stream's pixels are shown; 1 where it does not say, or absurdly."""
-    aspect = stream.sample_aspect_ratio
+    return sane_aspect(stream.sample_aspect_ratio)
+
+
+def sane_aspect(aspect: Fraction | None) -> Fraction:
+    """Returns an aspect of pixels, or 1 in place of none, or of an absurd one."""
     return Fraction(aspect) if aspect and _LEAST_ASPECT <= aspect <= 1 / _LEAST_ASPECT else Fraction(1)

@@ -8,7 +8,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from shared.media.clip import Media, TimeRange, Window
-from shared.media.container import open_container, shown_aspect, video_stream
+from shared.media.container import MAX_SIDE, is_local, open_container, sane_aspect, shown_aspect, video_stream
 from shared.media.fit import FrameFitter, fit_pixels
 from shared.media.images import image_orientation, image_pixels, image_timeline, is_image, open_image
 from shared.media.nvdec import nvdec, nvdec_takes
@@ -16,6 +16,7 @@ from shared.media.packets import PacketTimes, decoded_timeline, read_times
 from shared.media.refusal import MediaError
 from shared.media.sources import open_source
 from shared.media.timeline import Timeline
+from shared.media.untried import aspect_found, is_mp4, needs_no_trial, read_fixed_times
 from shared.media.version import version_and_beginning
 from shared.spec import Bucket
 
@@ -128,6 +129,8 @@ def _video_frames(
 ) -> np.ndarray:
     if device == "nvdec" and (pixels := _frames_by_nvdec(media, file, time_range, window, bucket)) is not None:
         return pixels
+    if (pixels := _frames_without_trial(media, file, time_range, window, bucket)) is not None:
+        return pixels
     with open_container(media, file) as container:
         stream = video_stream(container, media)
         times = read_times(container, stream)
@@ -155,24 +158,63 @@ def _frames_by_nvdec(
             stream = video_stream(container, media)
             if not nvdec_takes(stream):
                 return None
-            times = read_times(container, stream)
-            if times.timeline is None:
-                return None
-            taken = _Taken(_taken(media, times.timeline, time_range, window), bucket, flip=window.flip)
-            return taken.pixels if _decode_after_seeking(container, stream, taken, times) else None
+            return _frames(container, stream, read_times(container, stream), media, time_range, window, bucket)
     except MediaError:
         return None
 
 
+def _frames_without_trial(
+    media: Media, file: BinaryIO, time_range: TimeRange | None, window: Window, bucket: Bucket
+) -> np.ndarray | None:
+    """Returns the frames of a local MP4 whose first frame is not decoded twice, or None: of others, and of what fails.
+
+    A decoder that was told less of the order of frames may lose some, and none of it is used then.
+    """
+    file.seek(0)
+    if not is_local(media) or not is_mp4(file.read(16)):
+        return None
+    try:
+        with open_container(media, file, trial=False) as container:
+            stream = video_stream(container, media)
+            if not needs_no_trial(container, stream) or (times := read_fixed_times(container, stream)) is None:
+                return None
+            return _frames(container, stream, times, media, time_range, window, bucket, tried=False)
+    except MediaError:
+        return None
+
+
+def _frames(
+    container: av.container.InputContainer,
+    stream: VideoStream,
+    times: PacketTimes,
+    media: Media,
+    time_range: TimeRange | None,
+    window: Window,
+    bucket: Bucket,
+    *,
+    tried: bool = True,
+) -> np.ndarray | None:
+    """Returns the frames after a seek, or None if not all are found by it."""
+    if times.timeline is None:
+        return None
+    taken = _Taken(_taken(media, times.timeline, time_range, window), bucket, flip=window.flip)
+    return taken.pixels if _decode_after_seeking(container, stream, taken, times, tried=tried) else None
+
+
 def _decode_after_seeking(
-    container: av.container.InputContainer, stream: VideoStream, taken: _Taken, times: PacketTimes
+    container: av.container.InputContainer,
+    stream: VideoStream,
+    taken: _Taken,
+    times: PacketTimes,
+    *,
+    tried: bool = True,
 ) -> bool:
     """As :func:`_decode`, from the last key frame before what is wanted, if it is found."""
     if times.timeline is None:
         return False
     for seek in times.seeks_to(taken.first):
         container.seek(seek, stream=stream)
-        if _decode(container, stream, taken, times, from_key=True):
+        if _decode(container, stream, taken, times, from_key=True, tried=tried):
             return True
     return False
 
@@ -184,6 +226,7 @@ def _decode(
     times: PacketTimes,
     *,
     from_key: bool = False,
+    tried: bool = True,
 ) -> bool:
     """Fills in the frames that are wanted; returns whether all appeared, and none on the way was damaged.
 
@@ -193,10 +236,11 @@ def _decode(
         taken: What is wanted.
         times: What the packets say; if not the times, the n-th frame is at n.
         from_key: Whether packets are passed over until a key frame comes, which must not come too late.
+        tried: Whether the file was opened with a trial, and so says how its pixels are shown.
     """
     taken.start()
     counted = times.timeline is None
-    fitter = FrameFitter(taken.bucket, float(shown_aspect(stream)))
+    fitter = FrameFitter(taken.bucket, float(shown_aspect(stream))) if tried else None
     skipping = not counted and stream.codec_context.name in _SKIPPING
     number = -1
     for packet in container.demux(stream):
@@ -212,13 +256,15 @@ def _decode(
         for frame in packet.decode():
             number += 1
             time = number if counted else frame.pts
-            if frame.is_corrupt or time is None:
+            if frame.is_corrupt or time is None or max(frame.width, frame.height) > MAX_SIDE:
                 return False
             if time in taken.wanted:
                 taken.wanted.remove(time)
+                if fitter is None:
+                    fitter = FrameFitter(taken.bucket, float(sane_aspect(aspect_found(stream))))
                 for fitted in fitter.add(time, frame):
                     taken.put(*fitted)
-            if not taken.wanted:
+            if not taken.wanted and fitter is not None:
                 for fitted in fitter.rest():
                     taken.put(*fitted)
                 return True

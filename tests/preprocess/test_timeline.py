@@ -1,6 +1,7 @@
 """When workers were busy: added up, kept small, stored and drawn."""
 
 import io
+import json
 import random
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.timeline import NOTHING, NUM_BINS, Interval, Kind, Stored, Timeline, WorkerSeconds, main, parse
+from preprocess.timeline import KINDS, NOTHING, NUM_BINS, Interval, Kind, Stored, Timeline, WorkerSeconds, main, parse
 from preprocess.timeline_plot import draw
 from shared.errors import InputError
 
@@ -78,7 +79,7 @@ def test_a_day_of_a_worker_takes_no_more_memory_than_a_minute() -> None:
     for hour in range(24 * 7):
         timeline.add("w", [interval("vae", hour * 3600, hour * 3600 + 3000)])
     row = timeline._rows["w"]
-    assert row.bins.size == 4 * NUM_BINS
+    assert row.bins.size == len(KINDS) * NUM_BINS
     assert len(timeline._recent) < 200 * 24 * 7
     timeline.recent(START + 24 * 7 * 3600)
     assert len(timeline._recent) <= 61
@@ -127,6 +128,31 @@ def test_the_last_minute_is_that_of_all_living_workers() -> None:
     timeline.add("b", [interval("wait", 100, 130)])
     busy, wait = timeline.recent(START + 160)
     assert (busy, wait) == (pytest.approx(0.5, abs=0.02), pytest.approx(0.25, abs=0.02))
+
+
+def test_a_timeline_that_tells_of_fewer_kinds_is_read() -> None:
+    value = json.loads(timeline_of_one().to_json(START + 10))
+    for worker in value["workers"]:
+        del worker["percent"]["launch"], worker["percent"]["ahead"]
+    (worker,) = parse(json.dumps(value).encode()).workers
+    assert worker.percent["vae"].sum() == pytest.approx(500, abs=2)
+    assert worker.percent["launch"].sum() == 0
+
+
+def test_what_the_launching_thread_is_about_is_kept_beside_what_the_gpu_does() -> None:
+    timeline = timeline_of_one()
+    timeline.add("w", [interval("launch", 0, 2), interval("ahead", 2, 9)])
+    (worker,) = stored(timeline, 10).workers
+    assert [worker.percent[kind].sum() for kind in ("vae", "launch", "ahead")] == pytest.approx([500, 200, 700], abs=2)
+    assert timeline.totals(START + 10)["w"] == WorkerSeconds(alive=10.0, text=0.0, vae=5.0, wait=0.0, commit=0.0)
+
+
+def timeline_of_one() -> Timeline:
+    """Returns that of a worker whose autoencoder was busy for the first 5 s."""
+    timeline = Timeline(START)
+    timeline.started("w", START)
+    timeline.add("w", [interval("vae", 0, 5)])
+    return timeline
 
 
 def test_what_is_no_timeline_is_refused() -> None:
