@@ -164,6 +164,43 @@ def test_a_postponed_clip_enters_neither_shard_nor_ledger(
     assert not len(cache.read_ledger())
 
 
+def test_a_clip_is_fetched_while_the_one_before_is_encoded(
+    tmp_path: Path, encoders: Encoders, shards: ShardEncoder, task: ShardTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, asked = Cache.open_or_create(tmp_path, encoders.provenance()), threading.Event()
+    clips, encode_each = decoded(task), encoders.vae.encode_each
+
+    def fetched() -> Iterator[Frames]:
+        yield clips[0]
+        asked.set()
+        yield from clips[1:]
+
+    def encode(taken: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for seed, latent in encode_each(taken):
+            assert asked.wait(30), "the second clip was not asked for while the first was encoded"
+            yield seed, latent
+
+    monkeypatch.setattr(encoders.vae, "encode_each", encode)
+    *_, shard = shards.encode_shard(cache.store, task, fetched())
+    assert isinstance(shard, CommittedShard)
+    assert shard.num_samples == len(clips)
+
+
+def test_what_goes_wrong_while_a_clip_is_fetched_ends_the_shard_and_its_turn(
+    tmp_path: Path, encoders: Encoders, shards: ShardEncoder, task: ShardTask
+) -> None:
+    cache = Cache.open_or_create(tmp_path, encoders.provenance())
+
+    def failing() -> Iterator[Frames]:
+        yield from decoded(task)[:1]
+        raise InputError("this GPU has no decoders")
+
+    with pytest.raises(InputError, match="this GPU has no decoders"):
+        list(shards.encode_shard(cache.store, task, failing()))
+    assert not shards.turns.waiting
+    assert not len(cache.read_index())
+
+
 def test_embeddings_of_another_worker_give_the_same_bytes(
     tmp_path: Path, config: PreprocessConfig, encoders: Encoders, shards: ShardEncoder, task: ShardTask
 ) -> None:
