@@ -130,6 +130,7 @@ class Bench:
         if setting.sequence_parallel > 1:
             self.model.layout_for = ranks.sequence.layout_for
         self.recomputation = Recomputation(mode="none")
+        self._fitting: dict[Variant, Recomputation] = {}
         self._engine, masters = build_engine(self.model, run, ranks.device, ranks.world_size)
         self._objective = create_objective(None, model=setting.model, spatial_stride=_SPATIAL_STRIDE)
         self._step = TrainingStep(self._engine, self.model, self._objective)
@@ -162,13 +163,15 @@ class Bench:
             InputError: for ``auto`` where the device's memory is not known.
         """
         mode = self.setting.checkpointing
-        self.recomputation = self._fitted(variant) if mode == "auto" else Recomputation(mode=mode)
+        self.recomputation = Recomputation(mode=mode) if mode != "auto" else self._fitted(variant)
         self.model.checkpoint_blocks(self.recomputation)
 
     def _fitted(self, variant: Variant) -> Recomputation:
         if self._device_bytes is None or self.setting.labels:
             raise InputError(f"{self.setting.name}, checkpointing auto: give --device-memory-gib, and captions")
-        config = self.config
+        config, form = self.config, dataclasses.replace(variant, name="")
+        if form in self._fitting:
+            return self._fitting[form]
 
         def needed(choice: Recomputation) -> int:
             options = self._run.changed(activation_checkpointing=choice.mode, checkpointed_blocks=choice.blocks)
@@ -186,7 +189,8 @@ class Bench:
             return plan.needed
 
         smallest = -self._ranks.maximum(-self._device_bytes)
-        return least_recomputation(len(self.model.transformer_blocks()), needed, smallest)
+        self._fitting[form] = least_recomputation(len(self.model.transformer_blocks()), needed, smallest)
+        return self._fitting[form]
 
     def flop(self) -> float:
         """Returns the model's operations of a step, all blocks and all ranks of a sample, recomputation not counted."""

@@ -34,8 +34,12 @@ def least_recomputation(num_blocks: int, needed: Callable[[Recomputation], int],
         blocks = rung if rung <= num_blocks else rung - num_blocks
         return Recomputation(mode=mode, blocks=None if blocks == num_blocks else blocks)
 
-    rung = bisect_left(range(2 * num_blocks), True, key=lambda rung: needed(choice(rung)) <= device_bytes)
-    return choice(rung)
+    def fits(rung: int) -> bool:
+        return needed(choice(rung)) <= device_bytes
+
+    if fits(0):  # most often
+        return choice(0)
+    return choice(bisect_left(range(2 * num_blocks), True, lo=1, key=fits))
 
 
 def fit_checkpointing(run: CheckedRun, world_size: int, device_bytes: float | None) -> CheckedRun:
