@@ -109,6 +109,7 @@ class Launching:
     wait: float
     """For frames, whether the GPU had work meanwhile or not."""
     launch: float
+    """Kernels on a GPU; on a CPU, encoding is of the rest."""
     ahead: float
     """The GPU had work enough."""
     rest: float

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SLOTS = 3
-"""Passes on their way to a GPU, at most."""
+_SLOTS = 6
+"""Passes on their way to a GPU, at most: 60 ms of small ones, for which a thread that launches them may be held up."""
 
 
 class CpuInput:
@@ -25,7 +25,7 @@ class CpuInput:
 class GpuInput:
     """Brings frames to a GPU on a stream beside the one that computes, from pinned memory that is used again.
 
-    The host waits here only for an upload of three passes before, that is when the GPU has work enough.
+    The host waits here only for an upload of six passes before, that is when the GPU has work enough.
     """
 
     def __init__(self, device: torch.device) -> None:
