@@ -214,6 +214,7 @@ def test_online_rows_stand_beside_the_cached_one_and_train_on_what_was_encoded(r
     setting = dataclasses.replace(ONLINE[0], size=32, batch=2, frames=2)
     rows = measure_online(setting, ranks, QUICK, overrides=TINY, sizes=sizes, device_memory_gib=80)
     assert [row.variant for row in rows] == ["cached", *WAYS]
+    assert "encoders" not in rows[0].parts_ms
     assert all(row.parts_ms["encoders"] > 1 for row in rows[1:])
     assert all(row.sum_of_parts_ms == row.encoders_alone_ms + rows[0].step_ms for row in rows[1:])
     assert "times cached" in speed_table(rows)

@@ -142,7 +142,7 @@ class Bench:
         self._taken = 0
         self._before: Verdict | None = None
         self._part_steps = _PART_STEPS
-        self.prepare: Callable[[Batch], Batch] = _as_it_is
+        self.prepare: Callable[[Batch], Batch] | None = None
         """What is done to a batch on the device before the step, such as encoding it."""
 
     @property
@@ -244,8 +244,9 @@ class Bench:
         parts = parts or PartTimes(torch.device("cpu"))
         with parts.span("data wait"):
             batch = self._batches[self._taken % _BATCHES].to(self._ranks.device)
-        with parts.span("encoders"):
-            batch = self.prepare(batch)
+        if self.prepare is not None:
+            with parts.span("encoders"):
+                batch = self.prepare(batch)
         result = self._step.take(batch, self._lr)
         with parts.span("optimiser"):
             self._ema.update(self._taken, result.verdict)
@@ -286,8 +287,9 @@ class Bench:
 
     def encoders_seconds(self, timing: Timing) -> float:
         """Returns the median seconds of :attr:`prepare` alone."""
-        batch = self._batches[0].to(self._ranks.device)
-        return self._median_seconds(lambda: self.prepare(batch), timing.steps)
+        assert self.prepare is not None
+        batch, prepare = self._batches[0].to(self._ranks.device), self.prepare
+        return self._median_seconds(lambda: prepare(batch), timing.steps)
 
     def _median_seconds(self, work: Callable[[], Any], times: int) -> float:
         synchronize(self._ranks.device)
@@ -320,7 +322,3 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
