@@ -175,6 +175,7 @@ class Trainer:
         waiting_since = time.perf_counter()
         for step, batch in enumerate(batches, start=first_step):
             wait_seconds = time.perf_counter() - waiting_since - batch.encode_seconds
+            stop_wanted = ranks.ask(lambda: stop.received)  # the answer comes while the step is being launched
             lr = learning_rate(step, config.optimiser, config.decay_steps)
             result = self._step.take(batch.to(ranks.device), lr)
             taken = step + 1
@@ -183,7 +184,7 @@ class Trainer:
                 self._ema.update(step, result.verdict)
             totals.add(result, batch, self._run.model_config, wait_seconds)
             num_skipped += batch.num_skipped
-            stopping = ranks.any(stop.received)
+            stopping = stop_wanted()
             ending = stopping or taken == config.steps
             logging = ending or taken % config.log.log_every == 0
             saving = ending or taken % config.checkpoints.checkpoint_every == 0

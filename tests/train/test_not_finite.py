@@ -10,7 +10,7 @@ from shared.errors import InputError
 from shared.spec import Bucket
 from tests.train.synthetic_cache import write_cache
 from train.batches import open_batches
-from train.checkpoint_files import WEIGHTS_FILE, list_checkpoints
+from train.checkpoint_files import EMA_FILE, OPTIMISER_FILE, WEIGHTS_FILE, list_checkpoints
 from train.diffusion.terms import LossTerms
 from train.not_finite import NotFiniteGuard
 from train.parallel.verdict import Verdict
@@ -74,12 +74,45 @@ def test_steps_that_are_left_out_change_nothing_and_are_counted(ranks, small_con
     assert all(bool(torch.isfinite(value).all()) for value in weights[-1].values())
 
 
-def test_too_many_in_a_row_end_the_run(ranks, small_config, cache):
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_too_many_in_a_row_end_the_run(ranks, small_config, cache, log_every):
     config = small_config.changed(
-        cache=cache.url, buckets=(str(BROKEN),), batch_size=3, steps=9, on_nan="skip", max_nan_steps=3
+        cache=cache.url,
+        buckets=(str(BROKEN),),
+        batch_size=3,
+        steps=9,
+        on_nan="skip",
+        max_nan_steps=3,
+        log_every=log_every,
     )
     with pytest.raises(InputError, match=r"step 3: .*, as in 3 steps in a row; the run goes on from its beginning"):
         train(config, ranks)
+
+
+def test_what_is_saved_seldom_has_no_step_that_was_not_looked_at(ranks, small_config, cache, capsys):
+    """Steps are looked at while the next one is being launched, and all of them before a line, a save or the end."""
+    common = {"cache": cache.url, "batch_size": 3, "steps": 12, "on_nan": "skip", "ema_decay": 0.9}
+    outcomes = {}
+    for every in (1, 12):
+        config = small_config.changed(
+            output=small_config.output / str(every), log_every=every, checkpoint_every=every, **common
+        )
+        assert train(config, ranks) == 0
+        told = [line for line in capsys.readouterr().out.splitlines() if "left out, the weights" in line]
+        last = list_checkpoints(config.output)[-1]
+        outcomes[every] = told, sum(line["nan_steps"] for line in lines(config.output)), last
+    assert outcomes[1][:2] == outcomes[12][:2]
+    assert outcomes[12][1] == len(outcomes[12][0]) > 0
+    for name in (WEIGHTS_FILE, EMA_FILE, OPTIMISER_FILE):
+        often, seldom = ((outcome[2] / name).read_bytes() for outcome in outcomes.values())
+        assert often == seldom, name
+
+
+def test_the_last_step_is_looked_at_before_it_is_saved(ranks, small_config, cache):
+    config = small_config.changed(cache=cache.url, buckets=(str(BROKEN),), batch_size=3, steps=1, log_every=9)
+    with pytest.raises(InputError, match="step 1: the loss is no finite number"):
+        train(config, ranks)
+    assert list_checkpoints(config.output) == []
 
 
 def test_an_infinite_loss_has_no_finite_gradient_and_a_finite_loss_its_own():
@@ -96,7 +129,7 @@ def test_finite_losses_under_an_infinite_gradient_are_told_apart(ranks, small_co
     (batch, *_) = open_batches(check_run(small_config, ranks), ranks, first_step=0)
     terms = LossTerms(loss=torch.ones(len(batch)))
     result = StepResult(terms=terms, grad_norm=torch.tensor(torch.inf), verdict=Verdict(torch.tensor(0.0)))
-    guard.check(8, batch, result)
+    guard.check(8, batch, result)  # the device may not have taken it yet
     with pytest.raises(InputError, match="step 8: the losses are finite, and the gradient's norm is not; the run goes"):
         guard.settle()
 

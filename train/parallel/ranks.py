@@ -81,13 +81,22 @@ class Ranks:
         """Returns the value of rank 0."""
         return self.gather(value)[0]
 
-    def any(self, flag: bool) -> bool:
-        """Returns whether the flag is set on any rank."""
+    def ask(self, flag: Callable[[], bool]) -> Callable[[], bool]:
+        """Begins to find out whether a flag is set on any rank; what is returned waits for the answer.
+
+        Between the two a rank may work. Alone it looks at its flag when the answer is wanted.
+        """
         if self.world_size == 1:
             return flag
-        flags = torch.tensor(int(flag))
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
-        return bool(flags)
+        flags = torch.tensor(int(flag()))
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control, async_op=True)
+        assert work is not None
+
+        def answer() -> bool:
+            work.wait()
+            return bool(flags)
+
+        return answer
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Returns the mean over the ranks of a tensor on the CPU."""

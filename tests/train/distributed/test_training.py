@@ -64,12 +64,13 @@ def test_on_four_ranks(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_killed_at_any_moment_go_on_bitwise(small_cache, tmp_path):
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_killed_at_any_moment_go_on_bitwise(small_cache, tmp_path, stage):
     """Both ranks are killed, each time a little later after a checkpoint, until a run comes through."""
-    assert [rank.wait(timeout=500) for rank in start_two_ranks(small_cache.url, tmp_path / "whole")] == [0, 0]
+    assert [rank.wait(timeout=500) for rank in start_two_ranks(small_cache.url, tmp_path / "whole", stage)] == [0, 0]
     kills = 0
     while True:
-        ranks_of_a_run = start_two_ranks(small_cache.url, tmp_path / "killed")
+        ranks_of_a_run = start_two_ranks(small_cache.url, tmp_path / "killed", stage)
         enough = progress(tmp_path / "killed") + 3
         while ranks_of_a_run[0].poll() is None and progress(tmp_path / "killed") < enough:
             time.sleep(0.01)
@@ -87,9 +88,9 @@ def test_two_ranks_killed_at_any_moment_go_on_bitwise(small_cache, tmp_path):
         assert whole.read_bytes() == killed.read_bytes(), name
 
 
-def start_two_ranks(cache: str, output: Path) -> list[subprocess.Popen[bytes]]:
+def start_two_ranks(cache: str, output: Path, stage: int) -> list[subprocess.Popen[bytes]]:
     """Starts them without a launcher, which would outlive a kill."""
-    options = ["--zero-stage", "3", "--sequence-parallel", "2", "--steps", "14", "--checkpoint-every", "1"]
+    options = ["--zero-stage", str(stage), "--sequence-parallel", "2", "--steps", "14", "--checkpoint-every", "1"]
     options += ["--lr", "1e-3", "--batch-size", "4", "--log-every", "1", "--num-workers", "0"]
     options += ["--peak-tflops", "1", "--ema-decay", "0.9"]
     with socket.socket() as free:
