@@ -32,7 +32,7 @@ def test_a_step_does_not_look_at_one_parameter_after_the_other(ranks, small_conf
         norm, verdict = take_step(engine, model)
     assert verdict.wait()
     torch.testing.assert_close(norm, expected)
-    assert operations.count < len(list(model.parameters()))
+    assert operations.count < 60 < len(list(model.parameters()))  # however many there are
 
 
 def test_weights_are_exchanged_on_the_ranks_device_wherever_parameters_are_offloaded(ranks, small_config, monkeypatch):
