@@ -204,8 +204,9 @@ def test_auto_computes_again_only_what_the_memory_asks_for(ranks: Ranks) -> None
 
 
 def test_an_unknown_row_is_an_error() -> None:
-    with pytest.raises(InputError, match="expected part of"):
+    with pytest.raises(InputError, match="expected the beginning of words of stdit-xl/2 16x256, "):
         stdit.main(["--only", "17x17"])
+    assert {row.model for row in STDIT if row.is_named(("dit", "stdit3"))} == {"dit-xl/2", "stdit3-xl/2"}
 
 
 def test_online_rows_stand_beside_the_cached_one_and_train_on_what_was_encoded(ranks: Ranks) -> None:

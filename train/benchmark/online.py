@@ -41,7 +41,7 @@ class OnlineBenchmark:
     output: Path | None = None
     """A JSON file for the results; the tables stand beside it, with .md."""
     only: tuple[str, ...] = ()
-    """Rows whose names contain one of these, such as 16x256; all by default."""
+    """Rows by how a word of their names begins, such as 16x256; all by default."""
     batch: int | None = None
     """In place of the rows' batch sizes."""
     checkpointing: Checkpointing | None = None
@@ -62,9 +62,10 @@ def main(arguments: Sequence[str]) -> int:
     config = tyro.cli(
         OnlineBenchmark, prog="python -m train.benchmark online", args=arguments, description=ABOUT + MEASURED
     )
-    chosen = [each for each in ONLINE if not config.only or any(part in each.name for part in config.only)]
+    chosen = [each for each in ONLINE if each.is_named(config.only)]
     if not chosen:
-        raise InputError(f"only {' '.join(config.only)}: expected part of {', '.join(each.name for each in ONLINE)}")
+        names = ", ".join(each.name for each in ONLINE)
+        raise InputError(f"only {' '.join(config.only)}: expected the beginning of words of {names}")
     rows: list[StepRow] = []
     with join_ranks() as ranks:
         if ranks.world_size > 1:

@@ -38,7 +38,8 @@ class StepBenchmark:
     output: Path | None = None
     """A JSON file for the results; the tables stand beside it, with .md."""
     only: tuple[str, ...] = ()
-    """Rows whose names contain one of these, such as 16x256; by default all that are for as many ranks as there are."""
+    """Rows by how a word of their names begins, such as dit or 16x256; by default all that are for as many ranks as
+    there are."""
     variants: tuple[str, ...] = ()
     """Variants by name, such as plain and ours; all of the row by default."""
     batch: int | None = None
@@ -104,7 +105,7 @@ def _measure(name: str, setting: Setting, ranks: Ranks, config: StepBenchmark) -
 def _choose(config: StepBenchmark, settings: Sequence[Setting]) -> list[Setting]:
     chosen = []
     for setting in settings:
-        if config.only and not any(part in setting.name for part in config.only):
+        if not setting.is_named(config.only):
             continue
         changes: dict[str, Any] = {
             "variants": tuple(v for v in setting.variants if not config.variants or v.name in config.variants)
@@ -115,7 +116,9 @@ def _choose(config: StepBenchmark, settings: Sequence[Setting]) -> list[Setting]
             changes["checkpointing"] = config.checkpointing
         chosen.append(dataclasses.replace(setting, **changes))
     if not chosen:
-        raise InputError(f"only {' '.join(config.only)}: expected part of {', '.join(each.name for each in settings)}")
+        raise InputError(
+            f"only {' '.join(config.only)}: expected the beginning of words of {', '.join(each.name for each in settings)}"
+        )
     with_variants = [setting for setting in chosen if setting.variants]
     if not with_variants:
         names = dict.fromkeys(variant.name for setting in settings for variant in setting.variants)

@@ -43,6 +43,11 @@ class Setting:
             return alone
         return f"{alone}, {self.num_ranks} GPUs{' a sample' * (self.sequence_parallel > 1)}"
 
+    def is_named(self, parts: tuple[str, ...]) -> bool:
+        """Returns whether a word of the name begins with one of ``parts``, so that dit does not mean stdit; all do
+        where there are none."""
+        return not parts or any(f" {part}" in f" {self.name}" for part in parts)
+
     def published_for(self, variant: str) -> float | None:
         """Returns what was published for a variant, or None."""
         return self.published_of.get(variant, self.published)
