@@ -116,8 +116,8 @@ def _choose(config: StepBenchmark, settings: Sequence[Setting]) -> list[Setting]
             changes["checkpointing"] = config.checkpointing
         chosen.append(dataclasses.replace(setting, **changes))
     if not chosen:
-        names = ", ".join(each.name for each in settings)
-        raise InputError(f"only {' '.join(config.only)}: expected the beginning of words of {names}")
+        rows = ", ".join(each.name for each in settings)
+        raise InputError(f"only {' '.join(config.only)}: expected the beginning of words of {rows}")
     with_variants = [setting for setting in chosen if setting.variants]
     if not with_variants:
         names = dict.fromkeys(variant.name for setting in settings for variant in setting.variants)
