@@ -14,7 +14,7 @@ from shared.errors import InputError
 from train.model.attention import KeyMask
 from train.model.config import DiTConfig, ModelConfig
 from train.model.positions import timestep_sinusoid
-from train.ops.gelu import linear_gelu
+from train.ops.linear import linear, linear_gelu
 from train.ops.modulation import gate_add_norm_modulate, norm_modulate
 
 Stream = tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"] | None, Float[Tensor, "B G D"] | None]
@@ -43,8 +43,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "... I"], *, gelu: bool = False) -> Float[Tensor, "... O"]:
         """Returns the product with its bias, and with ``gelu`` the tanh-GELU of that."""
-        apply = linear_gelu if gelu else F.linear
-        return apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
+        return (linear_gelu if gelu else linear)(x, self.weight, self.bias)
 
 
 class Mlp(nn.Module):

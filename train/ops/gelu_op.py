@@ -1,8 +1,7 @@
 """Bias and tanh-GELU as an operator of PyTorch's, with its gradient.
 
 PyTorch knows it by name: it does not break a compiled graph, and on tensors without content it has the shapes, and
-keeps the memory, that it has on a GPU. Where nobody asks for that, the kernels are launched without the operator.
-Triton is imported on a GPU only.
+keeps the memory, that it has on a GPU. Triton is imported on a GPU only.
 """
 
 from functools import cache
@@ -11,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from train.ops.launching import launches_directly
 
 
 @cache
@@ -49,30 +46,14 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    backward = _kernels().backward if launches_directly(grad) else _bias_gelu_backward
-    grads: tuple[Tensor, ...] = backward(grad.contiguous(), *ctx.saved_tensors)
+    grads: tuple[Tensor, ...] = _bias_gelu_backward(grad.contiguous(), *ctx.saved_tensors)
     return grads
 
 
 _bias_gelu.register_autograd(_differentiate, setup_context=_keep)
 
 
-class _BiasGelu(torch.autograd.Function):
-    """The same without the operator."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, bias)
-        out: Tensor = _kernels().forward(x, bias)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return _differentiate(ctx, grad)
-
-
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """Returns GELU(x + bias), by its tanh formula, of x (N, F) and bias (F,) of one type."""
-    operation = _BiasGelu.apply if launches_directly(x) else _bias_gelu
-    out: Tensor = operation(x.contiguous(), bias.contiguous())
+    out: Tensor = _bias_gelu(x.contiguous(), bias.contiguous())
     return out

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Kernel = Literal["modulation", "time", "captions", "gelu"]
+Kernel = Literal["modulation", "time", "captions", "gelu", "linear"]
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 

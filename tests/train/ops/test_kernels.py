@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from train.model.attention import KeyMask, caption_attention
-from train.ops.gelu import bias_gelu, linear_gelu
+from train.ops.gelu import bias_gelu
+from train.ops.linear import linear, linear_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
@@ -127,6 +128,24 @@ def test_gelu_of_a_linear_layer_and_its_gradients_are_right(size: tuple[int, ...
     _require_close(
         linear_gelu, [_random(N, inputs), _random(outputs, inputs), _random(outputs)], [_random(N, outputs)], dtype
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(2, 3, 50, 72, 130), (1, 1, 1, 32, 4), (3, 1, 1500, 16, 1152)], ids=str)
+def test_a_linear_layer_and_its_gradients_are_right(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    *rows, inputs, outputs = size
+    values = [_random(*rows, inputs), _random(outputs, inputs), _random(outputs)]
+    _require_close(linear, values, [_random(*rows, outputs)], dtype)
+
+
+def test_frozen_parameters_of_a_linear_layer_get_no_gradient() -> None:
+    x, weight, bias = _random(5, 16).float().requires_grad_(), _random(8, 16).float(), _random(8).float()
+    linear(x, weight, bias).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(5, -1))
+    assert weight.grad is None
+    assert bias.grad is None
 
 
 def test_gelu_is_right_far_from_zero() -> None:

@@ -1,0 +1,109 @@
+# ruff: noqa: F722  (jaxtyping's shapes are not forward references)
+"""Linear layers whose bias has its gradient from a kernel, and with a GELU behind them.
+
+PyTorch's sum over rows moves half of what an H100's memory can, and a block has as many such sums as linear layers.
+Where a GELU follows, the product goes without its bias: the GELU's kernel adds it, and sums its gradient on the way
+back, so that no pass over memory is made for it. Products are PyTorch's, here as elsewhere; each layer is one node of
+the graph, in which PyTorch has four or five.
+
+Letters: I inputs, O outputs.
+"""
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from train.ops.gelu import bias_gelu
+from train.ops.reference import Kernel, kernel_wanted
+
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of x, weight and bias."""
+
+
+@cache
+def _column_sums() -> ModuleType:
+    from train.ops import column_sums_kernels
+
+    return column_sums_kernels
+
+
+@cache
+def _gelu() -> ModuleType:
+    from train.ops import gelu_kernels
+
+    return gelu_kernels
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _grads(ctx: Any, product_grad: Tensor, x: Tensor, weight: Tensor, bias_grad: Tensor | None) -> Grads:
+    of_x, of_weight, _ = ctx.needs_input_grad
+    return (
+        product_grad.mm(weight).view(x.shape) if of_x else None,
+        product_grad.t().mm(_rows(x)) if of_weight else None,
+        bias_grad,
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(_rows(x), weight, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Grads:
+        x, weight = ctx.saved_tensors
+        grad = _rows(grad).contiguous()
+        return _grads(ctx, grad, x, weight, _column_sums().column_sums(grad) if ctx.needs_input_grad[2] else None)
+
+
+class _LinearGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        product = F.linear(_rows(x), weight)
+        ctx.save_for_backward(x, weight, bias, product)
+        out: Tensor = _gelu().forward(product, bias)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Grads:
+        x, weight, bias, product = ctx.saved_tensors
+        product_grad, bias_grad = _gelu().backward(_rows(grad).contiguous(), product, bias)
+        return _grads(ctx, product_grad, x, weight, bias_grad)
+
+
+def _by_function(kernel: Kernel, x: Tensor, bias: Tensor) -> bool:
+    return kernel_wanted(kernel, x) and bias.dtype == x.dtype and not (x.is_meta or torch.compiler.is_compiling())
+
+
+def linear(
+    x: Float[Tensor, "... I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"]
+) -> Float[Tensor, "... O"]:
+    """Returns ``x weight^T + bias``, computed on rows in two dimensions."""
+    if _by_function("linear", x, bias):
+        out: Tensor = _Linear.apply(x, weight, bias)
+        return out
+    return F.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
+
+
+def linear_gelu(
+    x: Float[Tensor, "... I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"]
+) -> Float[Tensor, "... O"]:
+    """Returns ``GELU(x weight^T + bias)``, by the tanh formula, computed on rows in two dimensions."""
+    if _by_function("gelu", x, bias):
+        out: Tensor = _LinearGelu.apply(x, weight, bias)
+        return out
+    rows = x.flatten(0, -2)
+    if kernel_wanted("gelu", x) and bias.dtype == x.dtype:
+        out = bias_gelu(F.linear(rows, weight), bias)
+    else:
+        out = F.gelu(F.linear(rows, weight, bias), approximate="tanh")
+    return out.view(*x.shape[:-1], -1)
