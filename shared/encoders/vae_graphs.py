@@ -44,9 +44,12 @@ class CudaCapture:
             run(taken)
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads copy to the CPU meanwhile: of no concern to this one's capture.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            given = run(taken)
+        try:
+            # Other threads copy to the CPU meanwhile: of no concern to this one's capture.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                given = run(taken)
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own
 
         def replay(units: Tensor) -> Tensor:
             taken.copy_(units)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shared.encoders.full_size import write_sd_vae
 from shared.encoders.vae import VideoAutoencoder
-from shared.encoders.vae_graphs import MAX_PIXELS, PassGraphs, Run
+from shared.encoders.vae_graphs import MAX_PIXELS, CudaCapture, PassGraphs, Run
 from shared.errors import InputError
 from shared.spec import Bucket
 
@@ -248,6 +248,26 @@ def test_passes_as_graphs_give_the_same_latents_bit_for_bit(tmp_path: Path) -> N
         torch.cuda.set_sync_debug_mode("default")
     assert graphs._graphs.give_up()
     assert torch.equal(graphs.encode(clips[0][1], seed="0").cpu(), together[0])
+
+
+@pytest.mark.gpu
+def test_passes_for_whose_graph_the_memory_lacks_are_launched_kernel_by_kernel(sd: str) -> None:
+    vae = VideoAutoencoder.load(sd, device="cuda", dtype=torch.bfloat16, micro_batch=12, compile=True, graphs=True)
+    expected = [vae.encode(clip(seed, 12, 64, 96), seed="a") for seed in range(3)]
+    assert vae._graphs is not None
+
+    def lacks(units: Tensor) -> Tensor:
+        moments = vae._moments(units, len(units))
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return moments
+
+    vae._graphs = PassGraphs(lacks, CudaCapture(torch.device("cuda")))
+    for _ in range(2):
+        for seed in range(3):
+            assert torch.equal(vae.encode(clip(seed, 12, 64, 96), seed="a"), expected[seed])
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert not vae._graphs.give_up()
 
 
 @pytest.mark.gpu
