@@ -16,7 +16,7 @@ READY := $(VENV)/.ready-torch-$(TORCH)
 setup: $(READY)
 
 # torch first and by its version: whatever asks for torch later finds it there. The lock holds the rest to exact
-# versions; flash-attn is not in it, since it builds only where CUDA is (pip install -e '.[gpu]' --no-build-isolation).
+# versions; FlashAttention 3 is not in it: docs/training_speed.md says where it comes from.
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: found Python %d.%d: expected 3.11 or later: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)

@@ -9,7 +9,6 @@ square. TFLOP/s are of the products without padding, the backward pass counted a
 Letters: B samples, N tokens, H heads, D width of a head.
 """
 
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.errors import InputError
 from train.benchmark.gpu_time import gpu_milliseconds
-from train.model.attention import PACKAGES, AttentionBackend, attention
+from train.model.attention import PACKAGES, AttentionBackend, attention, installed_packages
 
 _HEADS, _HEAD_WIDTH = 16, 72
 _SHAPES = ((256, 256), (64, 1024), (2, 4096), (1, 65536))
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def missing() -> list[str]:
     """Returns the names of the packages that are not installed."""
-    return [_NAMES[name] for name, module in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    return [_NAMES[name] for name in PACKAGES if name not in installed_packages()]
 
 
 def ways() -> dict[str, Attend]:
@@ -127,8 +126,7 @@ def ways() -> dict[str, Attend]:
 
     kernels = {_NAMES[backend]: by(backend) for backend in _NAMES if backend not in PACKAGES}
     kernels |= {f"{_BASELINE}, padded to {width}": padded_to(width) for width in _PADDED_WIDTHS}
-    absent = missing()
-    return kernels | {_NAMES[name]: by(name) for name in PACKAGES if _NAMES[name] not in absent}
+    return kernels | {_NAMES[name]: by(name) for name in installed_packages()}
 
 
 def padded_attention(

@@ -27,7 +27,7 @@ class ParallelOptions:
     """What lies in the CPU's memory: the optimiser's state, which is stepped there (stage 1 and up), or weights too
     (stage 3)."""
     attention_backend: MayChange[AttentionBackend | None] = None
-    """The attention kernel; None chooses by device and shape."""
+    """The attention kernel; None chooses by device and shape among those that are installed."""
     activation_checkpointing: MayChange[Checkpointing] = "none"
     """What of the blocks is computed again in the backward pass: nothing, what is cheap to compute, or all; auto: as
     little as the device's memory allows, by the count of --dry-run."""

@@ -1,9 +1,10 @@
 # ruff: noqa: F722  (jaxtyping's shapes are not forward references)
 """The one place that computes attention: every model calls :func:`attention`.
 
-The backends are an explicit list. Without a request, PyTorch takes the first of :func:`preferred_backends` that can
-compute the shape at hand; the order is by measurement at head dim 72 on one H200 (cuDNN is 1.5 times as fast as
-FlashAttention 2 there). A backend asked for by name is used or is an error: it is never replaced silently.
+The backends are an explicit list. Without a request, :func:`automatic_backend` takes the first of
+:func:`preferred_backends`, whose order is by measurement (docs/training_speed.md); of PyTorch's own kernels, PyTorch
+takes the first that can compute the shape at hand. A backend asked for by name is used or is an error: it is never
+replaced silently.
 
 Captions are ragged: each sample sees its own valid caption tokens only. Kernels with a mask get a mask. Kernels for
 sequences of several lengths read keys and values where they lie: the padding of a sample becomes a sequence of its own
@@ -15,6 +16,7 @@ Letters: B batch, N queries, M keys, H heads, D width of a head.
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.errors import InputError
+from train.model import flash_attention_3
 from train.ops import caption_attention_op
 from train.ops.head_parts import fits_tiles
 from train.ops.reference import kernel_wanted
@@ -31,8 +34,8 @@ from train.ops.reference import kernel_wanted
 AttentionBackend = Literal["flash-attn-3", "flash-attn", "cudnn", "flash", "efficient", "math"]
 """The first two are packages; the others are kernels of PyTorch's scaled_dot_product_attention."""
 
-PACKAGES: dict[AttentionBackend, str] = {"flash-attn-3": "flash_attn_interface", "flash-attn": "flash_attn"}
-"""The module of each optional package: FlashAttention 3 (for Hopper: `hopper/` of flash-attn's source) and 2."""
+PACKAGES: tuple[AttentionBackend, ...] = ("flash-attn-3", "flash-attn")
+"""FlashAttention 3, for Hopper, by either of the libraries of ``flash_attention_3.py``; and 2."""
 
 _SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -42,6 +45,10 @@ _SDPA = {
 }
 
 _HALF = (torch.bfloat16, torch.float16)
+
+_LONG = 1024
+"""Queries and keys from which on FlashAttention 3 is faster than cuDNN. Forward and backward, at head dim 72 on one
+H100, cuDNN takes 0.90, 1.09, 1.17 and 1.25 times as long at 256, 1,024, 4,096 and 65,536 of them."""
 
 
 class KeyMask(NamedTuple):
@@ -66,22 +73,57 @@ class KeyMask(NamedTuple):
         return cls(mask, F.pad(borders, (0, 1), value=B * M).to(torch.int32)), order
 
 
-def preferred_backends(device_type: str, dtype: torch.dtype, *, masked: bool) -> tuple[AttentionBackend, ...]:
+@cache
+def _installed() -> frozenset[AttentionBackend]:
+    found: dict[AttentionBackend, bool] = {
+        "flash-attn-3": flash_attention_3.find_library() is not None,
+        "flash-attn": importlib.util.find_spec("flash_attn") is not None,
+    }
+    return frozenset(name for name, installed in found.items() if installed)
+
+
+@torch.compiler.assume_constant_result
+def installed_packages() -> tuple[AttentionBackend, ...]:
+    """Returns those of :data:`PACKAGES` that are installed."""
+    return tuple(name for name in PACKAGES if name in _installed())
+
+
+def preferred_backends(
+    device_type: str, dtype: torch.dtype, *, masked: bool, length: int = 0, flash_3_usable: bool = False
+) -> tuple[AttentionBackend, ...]:
     """Returns the backends that exist for a device and a dtype, the fastest first.
 
     Args:
         device_type: ``cpu`` or ``cuda``.
         dtype: Of queries, keys and values.
         masked: Whether the samples see different keys.
+        length: Queries or keys of a sequence, whichever are fewer.
+        flash_3_usable: Whether FlashAttention 3 is for the device and has kernels for the heads' width.
     """
     if device_type == "cpu":
         return ("flash", "math")
     if dtype not in _HALF:
         return ("efficient", "math")
-    installed = tuple(name for name, module in PACKAGES.items() if importlib.util.find_spec(module) is not None)
+    packages = installed_packages()
     if masked:
-        return ("cudnn", "efficient", *installed, "flash", "math")
-    return ("cudnn", *installed, "flash", "efficient", "math")
+        return ("cudnn", "efficient", *packages, "flash", "math")
+    if "flash-attn-3" in packages and flash_3_usable and length >= _LONG:
+        return ("flash-attn-3", "cudnn", *packages[1:], "flash", "efficient", "math")
+    return ("cudnn", *packages, "flash", "efficient", "math")  # FlashAttention 2 takes 1.5 times as long as cuDNN
+
+
+def automatic_backend(device: torch.device, dtype: torch.dtype, *, length: int, head_width: int) -> AttentionBackend:
+    """Returns the backend that attention without a mask takes where none is asked for.
+
+    Args:
+        device: Of queries, keys and values.
+        dtype: Theirs.
+        length: Queries or keys of a sequence, whichever are fewer.
+        head_width: Values of a head.
+    """
+    suits = dtype in _HALF and length >= _LONG and flash_attention_3.takes_heads(head_width)
+    usable = suits and flash_attention_3.usable(device)
+    return preferred_backends(device.type, dtype, masked=False, length=length, flash_3_usable=usable)[0]
 
 
 def require_backend(name: AttentionBackend, device_type: str, dtype: torch.dtype) -> None:
@@ -120,8 +162,13 @@ def attention(
         require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
     if q.is_meta:
         return _without_content(q, k, v, None, backend)
-    if backend in PACKAGES:
-        out: Tensor = importlib.import_module(PACKAGES[backend]).flash_attn_func(q, k, v)
+    if backend is None:
+        chosen = automatic_backend(q.device, q.dtype, length=min(q.shape[1], k.shape[1]), head_width=q.shape[-1])
+        backend = chosen if chosen in PACKAGES else None
+    if backend == "flash-attn-3":
+        return flash_attention_3.flash_attention_3(q, k, v)
+    if backend == "flash-attn":
+        out: Tensor = importlib.import_module("flash_attn").flash_attn_func(q, k, v)
         return out
     return _sdpa(q, k, v, None, backend)
 
@@ -153,8 +200,10 @@ def caption_attention(
         require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
     if q.is_meta:
         return _without_content(q, k, v, keys, backend)
-    if backend in PACKAGES:
-        return _varlen(importlib.import_module(PACKAGES[backend]).flash_attn_varlen_func, q, k, v, keys)
+    if backend == "flash-attn-3":
+        return _varlen(flash_attention_3.flash_attention_3_of_lengths, q, k, v, keys)
+    if backend == "flash-attn":
+        return _varlen(importlib.import_module("flash_attn").flash_attn_varlen_func, q, k, v, keys)
     if backend == "flash" and q.is_cuda:
         return _varlen(importlib.import_module("torch.nn.attention.varlen").varlen_attn, q, k, v, keys)
     return _sdpa(q, k, v, keys.mask[:, None, None, :], backend)

@@ -33,7 +33,7 @@ _KEPT_OPERATIONS = (
     "aten::_scaled_dot_product_flash_attention_for_cpu",
 )
 """Operations of PyTorch whose results ``selective`` keeps."""
-_KEPT_NAMESPACES = ("flash_attn", "flash_attn_3", "torch_attn", "latentmill_attention")
+_KEPT_NAMESPACES = ("flash_attn", "torch_attn", "latentmill_attention")
 """Libraries of operators of which ``selective`` keeps all results: attention kernels."""
 
 
