@@ -16,6 +16,8 @@ TRAINING_CHECKS = [
     "offloading_changes_nothing",
     "a_run_goes_on_with_other_ranks",
 ]
+ON_GPUS = ["steps_are_launched_without_waiting"]
+"""Of the same module, for GPUs alone."""
 ON_FOUR = [
     "each_sample_sees_its_own_frames_and_captions",
     "stdit_at_every_stage",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.train.distributed.training_checks import objective_of
+from tests.train.distributed.training_cases import objective_of
 from train.config import TrainConfig
 from train.data import Batch
 from train.ema import Ema

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.train.distributed.check_names import LAYOUT_CHECKS, LAYOUT_MODULE, TRAINING_CHECKS, TRAINING_MODULE
+from tests.train.distributed.check_names import LAYOUT_CHECKS, LAYOUT_MODULE, ON_GPUS, TRAINING_CHECKS, TRAINING_MODULE
 from tests.train.distributed.launch import run_checks
 
-ALONE = [check for check in TRAINING_CHECKS if check != "a_run_goes_on_with_other_ranks"]
+ALONE = [check for check in TRAINING_CHECKS if check != "a_run_goes_on_with_other_ranks"] + ON_GPUS
 """Those that need no run beside them."""
 
 
