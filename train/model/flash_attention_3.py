@@ -50,7 +50,7 @@ def _files_of(package: str, pattern: str) -> list[Path]:
 @torch.compiler.assume_constant_result
 def usable(device: torch.device) -> bool:
     """Whether a GPU is of the kind that FlashAttention 3 is for, and its library loads; warns if only that fails."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9 or find_library() is None:
+    if device.type != "cuda" or find_library() is None or torch.cuda.get_device_capability(device)[0] != 9:
         return False
     failure = _failure()
     if failure is not None:
