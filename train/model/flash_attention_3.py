@@ -15,6 +15,7 @@ Letters: B batch, N queries, M keys, H heads, D width of a head, Z sequences end
 import ctypes
 import importlib.metadata
 import importlib.util
+import sys
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -29,6 +30,8 @@ from shared.errors import InputError
 _PACKAGE = "flash_attn_3"
 _XFORMERS = "0.0.34"
 _CUDA_12 = "libcudart.so.12"
+_CUDA_12_RUNTIME = f"nvidia/cuda_runtime/lib/{_CUDA_12}"
+"""Where nvidia-cuda-runtime-cu12 has it."""
 
 
 @cache
@@ -82,8 +85,10 @@ def _failure() -> str | None:
         except OSError as error:
             if _CUDA_12 not in str(error):
                 raise
-            for path in _files_of("nvidia", f"cuda_runtime/lib/{_CUDA_12}")[:1]:
-                ctypes.CDLL(str(path))
+            runtimes = [path for folder in sys.path for path in Path(folder).glob(_CUDA_12_RUNTIME)]
+            if not runtimes:
+                raise
+            ctypes.CDLL(str(runtimes[0]))
             ctypes.CDLL(str(library))
     except OSError as error:
         hint = "; pip install nvidia-cuda-runtime-cu12 brings it" if _CUDA_12 in str(error) else ""
