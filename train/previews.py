@@ -18,7 +18,7 @@ from train.parallel.ranks import Ranks
 from train.sample_captions import caption_of
 from train.sampling.encoders import decode_latent, encode_prompts, load_autoencoder
 from train.sampling.files import Format, file_stem, strip, write_video_files
-from train.sampling.latents import ClipSize, sample_latent
+from train.sampling.latents import ClipSize, sample_latents
 from train.sampling.prompts import read_prompts
 from train.setup import CheckedRun
 
@@ -88,12 +88,12 @@ class Previews:
         latents = []
         for prompt in self._prompts:
             with bfloat16_products(device):
-                latent = sample_latent(
+                (latent,) = sample_latents(
                     model,
                     self._sampler,
-                    prompt.embedding.to(device),
+                    [prompt.embedding.to(device)],
                     self._size,
-                    prompt=prompt.text,
+                    prompts=[prompt.text],
                     seed=run.config.seed,
                     guidance=options.preview_guidance,
                 )

@@ -1,6 +1,8 @@
 """``python -m train.sample``: videos from prompts, with trained weights and the encoders of their cache."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +10,10 @@ import tyro
 
 from shared.errors import InputError, run_entry_point
 from shared.spec import Bucket, latent_shape
+from shared.wording import counted
 from train.diffusion.samplers import Sampler, create_sampler
 from train.index_columns import IMAGE_FPS
+from train.sampling.batch_size import usual_batch
 from train.sampling.config import SampleConfig
 from train.sampling.encoders import decode_latent, encode_head, encode_prompts, load_autoencoder, require_slices
 from train.sampling.files import (
@@ -21,7 +25,7 @@ from train.sampling.files import (
     write_grid,
     write_video_files,
 )
-from train.sampling.latents import ClipSize, sample_latent
+from train.sampling.latents import ClipSize, sample_latents
 from train.sampling.prompts import read_prompts
 from train.sampling.sources import Source, open_source
 
@@ -60,27 +64,45 @@ def sample_videos(config: SampleConfig) -> int:
     if config.decode_tiles:  # not before: it would change what the head is encoded to
         vae.decode_in_tiles()
     formats = config.formats or (VIDEO_FORMATS if plan.bucket.num_frames > 1 else IMAGE_FORMATS)
+    at_once = config.batch_size
+    if at_once is None:
+        longest = max(len(caption) for caption in captions)
+        at_once = usual_batch(model, plan.size, (longest, captions[0].shape[1]), device, guidance=config.guidance)
     strips = []
-    for prompt, caption in zip(plan.prompts, captions, strict=True):
-        latent = sample_latent(
-            model,
-            plan.sampler,
-            caption,
-            plan.size,
-            prompt=prompt,
-            seed=config.seed,
-            guidance=config.guidance,
-            guidance_channels=config.guidance_channels,
-            head=head,
-        )
-        frames = decode_latent(vae.decode, latent, source.geometry, plan.bucket.num_frames, config.decode_frames)
-        stem = file_stem(prompt, config.seed)
-        files = write_video_files(frames, config.output, stem, fps=plan.fps, formats=formats)
-        strips.append(strip(frames))
-        print(f"{prompt!r}: {', '.join(map(str, files)) or 'in the grid'}", flush=True)
+    for start in range(0, len(plan.prompts), at_once):
+        some = plan.prompts[start : start + at_once]
+        with _enough_memory(len(some), plan.bucket):
+            latents = sample_latents(
+                model,
+                plan.sampler,
+                captions[start : start + at_once],
+                plan.size,
+                prompts=some,
+                seed=config.seed,
+                guidance=config.guidance,
+                guidance_channels=config.guidance_channels,
+                head=head,
+            )
+        for prompt, latent in zip(some, latents, strict=True):
+            frames = decode_latent(vae.decode, latent, source.geometry, plan.bucket.num_frames, config.decode_frames)
+            stem = file_stem(prompt, config.seed)
+            files = write_video_files(frames, config.output, stem, fps=plan.fps, formats=formats)
+            strips.append(strip(frames))
+            print(f"{prompt!r}: {', '.join(map(str, files)) or 'in the grid'}", flush=True)
     if "grid" in formats:
         print(write_grid(strips, config.output, grid_stem(plan.prompts, config.seed)), flush=True)
     return 0
+
+
+@contextmanager
+def _enough_memory(number: int, bucket: Bucket) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        advice = "use a smaller --batch-size" if number > 1 else "use fewer frames, or a smaller height and width"
+        raise InputError(
+            f"the device has not the memory to sample {counted(number, 'clip')} of {bucket} at once: {advice}"
+        ) from None
 
 
 def _check(config: SampleConfig, source: Source) -> _Plan:

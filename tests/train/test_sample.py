@@ -19,9 +19,10 @@ from train.diffusion.samplers import create_sampler
 from train.model import create_model
 from train.run_folder import RUN_FILE
 from train.sample import sample_videos
+from train.sampling.batch_size import MOST, forward_bytes, most_clips, usual_batch
 from train.sampling.config import SampleConfig
 from train.sampling.files import file_stem, grid_stem, write_grid
-from train.sampling.latents import ClipSize, sample_latent
+from train.sampling.latents import ClipSize, sample_latents
 from train.sampling.prompts import read_prompts
 from train.sampling.sources import open_source
 from train.trainer import train
@@ -55,6 +56,18 @@ def test_a_prompt_becomes_files_that_play(run, tmp_path):
         assert (gif.n_frames, gif.size) == (2, (32, 32))
     with Image.open(str(stem) + ".png") as strip:
         assert strip.size == (64, 32)
+
+
+def test_prompts_sampled_together_give_what_each_gives_alone(run, tmp_path):
+    prompts = ("a", "three words here", "two words", "b")
+    config = SampleConfig(run=run, prompt=prompts, output=tmp_path / "alone", steps=2, formats=("png",), batch_size=1)
+    assert sample_videos(config) == 0
+    assert sample_videos(dataclasses.replace(config, output=tmp_path / "three", batch_size=3)) == 0
+    assert sample_videos(dataclasses.replace(config, output=tmp_path / "all", batch_size=None)) == 0
+    for stem in (file_stem(prompt, 0) for prompt in prompts):
+        alone, *others = (np.asarray(Image.open(tmp_path / n / f"{stem}.png")) for n in ("alone", "three", "all"))
+        for other in others:
+            assert np.abs(other.astype(int) - alone).max() <= 1, stem
 
 
 def test_the_same_seed_gives_the_same_bytes_and_formats_are_chosen(run, tmp_path):
@@ -101,6 +114,7 @@ def test_an_image_is_one_png_and_decoding_goes_in_slices(run, tmp_path):
         ({"model": "stdit-xl/2"}, "model=stdit-xl/2 is for published weights: a run knows its own"),
         ({"condition_frames": 3}, "condition_frames=3 does nothing without --condition"),
         ({"decode_frames": 0}, "decode_frames=0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size=0: expected at least 1"),
         ({"fps": 0.0}, "fps=0.0: expected more than 0"),
         ({"sampler": "euler"}, "sampler 'euler': the model was trained for iddpm: use ancestral or ddim or dpm"),
         ({"steps": 1001}, "1001 sampling steps: expected 1 to 1000"),
@@ -167,12 +181,23 @@ def test_without_checkpoint_or_average_one_line_says_so(run, tmp_path):
         sample_videos(dataclasses.replace(config, run=tmp_path))
 
 
-def sampled(model, **options):
+def sampled(model, *, prompt="p", **options):
     caption = torch.full((3, 8), 0.5)
     sampler = create_sampler(None, 4, create_objective("iddpm", model="stdit-ti/2", spatial_stride=8))
     size = ClipSize(latent=(1, 4, 4), height=32, width=32, fps=8.0)
-    given = {"prompt": "p", "seed": 0, "guidance": 3.0, **options}
-    return sample_latent(model, sampler, caption, size, **given)
+    given = {"seed": 0, "guidance": 3.0, **options}
+    return sample_latents(model, sampler, [caption], size, prompts=[prompt], **given)[0]
+
+
+def test_as_many_clips_are_sampled_at_once_as_the_memory_holds():
+    model = create_model("stdit-ti/2", hidden_size=32, depth=2, num_heads=2, caption_channels=8, model_max_length=4)
+    size, caption = ClipSize(latent=(4, 8, 8), height=64, width=64, fps=8.0), (4, 8)
+    needed = [forward_bytes(model.to("meta"), size, caption, n, guidance=7.0) for n in (1, 2, 3)]
+    assert needed[2] - needed[1] == pytest.approx(needed[1] - needed[0], rel=0.05)
+    assert needed[0] > 1.8 * forward_bytes(model, size, caption, 1, guidance=1.0)
+    for room, expected in ((0, 1), (needed[0] + 1, 1), (needed[1] + 1, 2), (needed[2] * 1.01, 3), (1e12, MOST)):
+        assert most_clips(model, size, caption, room=room, guidance=7.0) == expected, room
+    assert usual_batch(model, size, caption, torch.device("cpu"), guidance=7.0) == MOST
 
 
 def test_noise_depends_on_prompt_and_seed_and_guidance_uses_the_null_caption():

@@ -18,7 +18,7 @@ from train.model.published import write_published
 from train.sample import sample_videos
 from train.sampling.config import SampleConfig
 from train.sampling.files import file_stem
-from train.sampling.latents import ClipSize, Head, sample_latent
+from train.sampling.latents import ClipSize, Head, sample_latents
 from train.trainer import train
 
 
@@ -104,10 +104,28 @@ def test_masks_change_what_is_learnt_and_not_which_samples_are(ranks, small_conf
 SIZE = ClipSize(latent=(3, 4, 4), height=32, width=32, fps=24.0)
 
 
-def sampled(model, size=SIZE, **options):
+def sampled(model, size=SIZE, *, guidance=2.0, head=None):
     sampler = create_sampler(None, 2, create_objective(None, model="stdit3-ti/2", spatial_stride=8))
     caption = torch.full((3, 16), 0.5)
-    return sample_latent(model, sampler, caption, size, **({"prompt": "p", "seed": 0, "guidance": 2.0} | options))
+    return sample_latents(model, sampler, [caption], size, prompts=["p"], seed=0, guidance=guidance, head=head)[0]
+
+
+@pytest.mark.parametrize("kind", ["stdit-ti/2", "stdit3-ti/2", "dit-ti/2"])
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm++", "euler"])
+def test_clips_that_are_sampled_together_are_those_of_each_prompt_alone(kind, name):
+    model = small_model(kind).eval()
+    objective = create_objective("rectified-flow" if name == "euler" else "iddpm", model=kind, spatial_stride=8)
+    sampler = create_sampler(name, 3, objective)
+    size = SIZE if kind != "dit-ti/2" else dataclasses.replace(SIZE, latent=(1, 4, 4))
+    captions = [torch.full((length, 16), length / 9) for length in (3, 9, 1)]
+    options = {"seed": 5, "guidance": 2.0}
+    if kind == "stdit3-ti/2":
+        options["head"] = Head(latents=torch.full((4, 1, 4, 4), 0.5))
+    together = sample_latents(model, sampler, captions, size, prompts=["a", "b", "c"], **options)
+    for prompt, caption, found in zip("abc", captions, together, strict=True):
+        (alone,) = sample_latents(model, sampler, [caption], size, prompts=[prompt], **options)
+        assert (found - alone).abs().max() <= 1e-4 * alone.abs().max()
+    assert not torch.allclose(together[0], together[1])
 
 
 def test_stdit3_is_told_rate_and_size_and_which_frames_are_given():

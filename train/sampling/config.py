@@ -65,6 +65,8 @@ class SampleConfig:
     seed: int = 0
     """Decides the noise, together with the prompt."""
 
+    batch_size: int | None = None
+    """Prompts that are sampled at once; by default as many as the memory holds by a count, at most 8."""
     formats: tuple[Format, ...] = ()
     """mp4, gif, png (a strip of frames), grid (one PNG, a strip for each prompt); by default the first three, of images
     png."""
@@ -81,7 +83,7 @@ class SampleConfig:
             raise InputError("no --prompt: give one or more, or a file of them with --prompts")
         if self.seed < 0:
             raise InputError(f"seed={self.seed}: expected at least 0")
-        for name in ("condition_frames", "decode_frames", "num_frames", "height", "width"):
+        for name in ("batch_size", "condition_frames", "decode_frames", "num_frames", "height", "width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}={value}: expected at least 1")

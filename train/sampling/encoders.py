@@ -13,6 +13,7 @@ from shared.media.clip import Media, Window
 from shared.media.refusal import MediaError
 from shared.media.video import decode_window, presentation_times
 from shared.spec import Bucket, VaeGeometry, latent_shape
+from shared.wording import counted
 from train.sample_index import LATENT, TEXT
 from train.sampling.latents import Head
 
@@ -161,7 +162,7 @@ def encode_head(
         if start < 0 or (is_image and num_frames > 1):
             held = 1 if is_image else int((times[-1] + _TIMES_SLACK) * fps) + 1
             raise InputError(
-                f"{file}: {num_frames} frames are asked for, and it has {held} at {fps:g} a second: lower "
+                f"{file}: asked for {counted(num_frames, 'frame')}, and it has {held} at {fps:g} a second: lower "
                 "--condition-frames"
             )
         window = Window(start=start, num_frames=num_frames, fps=None if is_image else fps)

@@ -1,12 +1,15 @@
 # ruff: noqa: F722  (jaxtyping's shapes are not forward references)
-"""One latent from one caption: noise by name, guidance, conditions, sampler.
+"""Latents from captions: noise by name, guidance, conditions, sampler.
 
-Letters: C channels, T frames, H and W rows and columns, L caption tokens, D their width.
+Letters: B clips, C channels, T frames, H and W rows and columns, L caption tokens, D their width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -49,55 +52,86 @@ class Head:
 
 
 @torch.no_grad()
-def sample_latent(
+def sample_latents(
     model: DiffusionTransformer,
     sampler: Sampler,
-    caption: Float[Tensor, "L D"],
+    captions: Sequence[Float[Tensor, "L D"]],
     size: ClipSize,
     *,
-    prompt: str,
+    prompts: Sequence[str],
     seed: int,
     guidance: float,
     guidance_channels: int | None = None,
     head: Head | None = None,
-) -> Float[Tensor, "C T H W"]:
-    """Returns one latent; its noise depends on the prompt and the seed alone.
+) -> Float[Tensor, "B C T H W"]:
+    """Returns a latent for each prompt. Its noise depends on its prompt and the seed alone, whatever the others are.
 
     Args:
-        model: In evaluation mode, on the caption's device.
+        model: In evaluation mode, on the captions' device.
         sampler: One that fits what the model was trained for.
-        caption: The prompt's embedding.
+        captions: The prompts' embeddings; L may differ.
         size: What to make.
-        prompt: Names the noise.
+        prompts: Name the noise.
         seed: Not negative.
         guidance: 1 is no guidance.
         guidance_channels: See :func:`train.diffusion.guidance.guided`.
         head: Frames to begin with, for a model that takes a mask of frames.
     """
-    device = caption.device
-    channels = model.config.in_channels
-    shape = (1, channels, *size.latent)
-    generator = sample_generator(seed, prompt)
-    copies = 2 if guidance != 1 else 1
-    given = None if head is None else head.given(size.latent, 1, device)
-    conditions = Conditions(
-        captions=caption[None, None].expand(copies, -1, -1, -1),
-        mask=None,
-        drop_caption=torch.tensor([False, True], device=device) if copies == 2 else None,
-        fps=torch.full((copies,), float(size.fps), device=device),
-        height=torch.full((copies,), float(size.height), device=device),
-        width=torch.full((copies,), float(size.width), device=device),
-        frame_mask=None if given is None else given.frame_mask.expand(copies, -1),
+    device, channels = captions[0].device, model.config.in_channels
+    generators = [sample_generator(seed, prompt) for prompt in prompts]
+    given = None if head is None else head.given(size.latent, len(prompts), device)
+    conditions = conditions_of(
+        captions, size, guidance=guidance, frame_mask=None if given is None else given.frame_mask
     )
     predict = denoiser(model, conditions, wants_size=model.wants_size)
 
     def draw_noise() -> Tensor:
-        return torch.from_numpy(generator.standard_normal(shape, dtype="float32")).to(device)
+        shape = (channels, *size.latent)
+        noise = np.stack([generator.standard_normal(shape, dtype="float32") for generator in generators])
+        return torch.from_numpy(noise).to(device)
 
     def denoise(x: Tensor, timestep: Tensor) -> Tensor:
-        if copies == 1:
+        if guidance == 1:
             return predict(x, timestep)
         conditional, unconditional = predict(torch.cat([x, x]), timestep.repeat(2)).chunk(2)
         return guided(conditional, unconditional, guidance, channels, guidance_channels)
 
-    return sampler.sample(denoise, draw_noise(), draw_noise, given)[0]
+    return sampler.sample(denoise, draw_noise(), draw_noise, given)
+
+
+def conditions_of(
+    captions: Sequence[Float[Tensor, "L D"]],
+    size: ClipSize,
+    *,
+    guidance: float,
+    frame_mask: Bool[Tensor, "B T"] | None = None,
+) -> Conditions:
+    """Returns what a model is told of B clips; with guidance of 2 B: the same again with the null caption.
+
+    Args:
+        captions: Embeddings of the prompts, which are padded where L differs.
+        size: Of the clips.
+        guidance: 1 is no guidance.
+        frame_mask: See :class:`~train.conditions.Conditions`.
+    """
+    device, number, copies = captions[0].device, len(captions), 2 if guidance != 1 else 1
+    lengths = [len(caption) for caption in captions]
+    longest = max(lengths)
+    padded = torch.stack([F.pad(caption, (0, 0, 0, longest - len(caption))) for caption in captions])
+    mask = None
+    if min(lengths) < longest:
+        valid = torch.arange(longest) < torch.tensor(lengths)[:, None]
+        mask = valid.long().repeat(copies, 1).to(device)
+
+    def for_all(value: float) -> Tensor:
+        return torch.full((copies * number,), float(value), device=device)
+
+    return Conditions(
+        captions=padded[:, None].repeat(copies, 1, 1, 1),
+        mask=mask,
+        drop_caption=torch.arange(copies * number, device=device) >= number if copies == 2 else None,
+        fps=for_all(size.fps),
+        height=for_all(size.height),
+        width=for_all(size.width),
+        frame_mask=None if frame_mask is None else frame_mask.repeat(copies, 1),
+    )
