@@ -1,7 +1,9 @@
 """Where a run's batches come from."""
 
 from collections.abc import Iterator
+from functools import partial
 
+from shared.errors import InputError
 from train.data import Batch
 from train.loader import load_batches
 from train.local_copies import LocalCopies
@@ -10,6 +12,7 @@ from train.online.index import OnlineIndex
 from train.online.index_build import REFUSED_FILE
 from train.parallel.ranks import Ranks
 from train.rank_batches import LoaderJob
+from train.run_folder import write_durably
 from train.sample_index import SampleIndex
 from train.setup import CheckedRun
 
@@ -18,13 +21,42 @@ LEDGER_FILES = "refused-rank*.jsonl"
 
 
 def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[Batch]:
-    """Returns this rank's batches from ``first_step`` to the run's last step.
+    """Returns this rank's batches from ``first_step`` to the run's last step. All ranks take each of them together.
 
     Args:
         run: What to train, checked.
         ranks: This rank among the others.
         first_step: Counted from 0.
+
+    Raises:
+        InputError: where a rank cannot have a batch, on rank 0; the others exit after.
     """
+    batches = ranks.agree(lambda: _open(run, ranks, first_step))
+    return iter(partial(_next_of_all, batches, ranks), None)
+
+
+def _next_of_all(batches: Iterator[Batch], ranks: Ranks) -> Batch | None:
+    """Returns this rank's next batch once all ranks have theirs; None behind the last.
+
+    A rank that failed alone would leave the others in the step that they have begun, until their time-out.
+    """
+    batch: Batch | None = None
+    failure: InputError | None = None
+    try:
+        batch = next(batches, None)
+    except InputError as error:
+        failure = error
+    if ranks.ask(lambda: failure is not None)():
+        ranks.agree(partial(_raise, failure))
+    return batch
+
+
+def _raise(failure: InputError | None) -> None:
+    if failure is not None:
+        raise failure
+
+
+def _open(run: CheckedRun, ranks: Ranks, first_step: int) -> Iterator[Batch]:
     config, data, index = run.config, run.config.data, run.index
     steps = range(first_step, config.steps)
     if isinstance(index, OnlineIndex):
@@ -69,7 +101,7 @@ def _encoded(run: CheckedRun, ranks: Ranks, index: OnlineIndex, steps: range) ->
         ledger=config.output / LEDGER_FILES.replace("*", f"{ranks.rank:05d}"),
     )
     if ranks.is_first:
-        (config.output / REFUSED_FILE).write_text(index.refusals())
+        write_durably(config.output / REFUSED_FILE, index.refusals().encode())
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(index.refused.items()))
         if told:
             print(f"not used: {told}: see {config.output / REFUSED_FILE}", flush=True)

@@ -3,6 +3,9 @@
 import hashlib
 import importlib
 import importlib.util
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared.errors import InputError
-from shared.stores.files import explained
+from shared.stores.files import explained, make_folder
 from train.config import LogOptions
 
 
@@ -49,22 +52,38 @@ def open_boards(options: LogOptions, run: Path, config: Mapping[str, Any], first
 
 
 class _TensorBoard:
+    """One file of TensorBoard's records, written here and now: its own writer has a thread, which dies with a traceback
+    where a disk is full."""
+
     def __init__(self, run: Path, first_step: int) -> None:
-        package = importlib.import_module("torch.utils.tensorboard")
+        self._events = importlib.import_module("tensorboard.compat.proto.event_pb2")
+        self._summaries = importlib.import_module("torch.utils.tensorboard.summary")
+        records = importlib.import_module("tensorboard.summary.writer.record_writer")
         self._folder = run / "tensorboard"
+        # TensorBoard reads a run's files by name, so time goes first.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         with explained("beginning for TensorBoard", folder=self._folder):
-            self._writer = package.SummaryWriter(str(self._folder), purge_step=first_step + 1)
+            make_folder(self._folder)
+            self._records = records.RecordWriter(open(self._folder / name, "xb"))  # noqa: SIM115  (as long as the run)
+        started = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._write(self._events.Event(file_version="brain.Event:2"))
+        self._write(self._events.Event(step=first_step + 1, session_log=started))  # later steps of before are dropped
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        with explained("writing for TensorBoard", folder=self._folder):
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
+        self._write(*(self._shown(step, self._summaries.scalar(name, value)) for name, value in values.items()))
 
     def clip(self, step: int, name: str, strip: np.ndarray, file: Path, caption: str) -> None:
+        self._write(self._shown(step, self._summaries.image(f"previews/{name}", strip, dataformats="HWC")))
+
+    def _shown(self, step: int, summary: Any) -> Any:
+        return self._events.Event(step=step, summary=summary)
+
+    def _write(self, *events: Any) -> None:
         with explained("writing for TensorBoard", folder=self._folder):
-            self._writer.add_image(f"previews/{name}", strip, step, dataformats="HWC")
-            self._writer.flush()
+            for event in events:
+                event.wall_time = time.time()
+                self._records.write(event.SerializeToString())
+            self._records.flush()
 
 
 class _WandB:

@@ -7,6 +7,7 @@ and sums are taken in the samples' order: any number of ranks gives the same fig
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Evaluation:
         reading = self._samples.read(own if own else range(1))
         batch = None
         for turn in range(rounds):  # as many on every rank: a forward pass may need them all
-            batch = next(reading, batch)
+            batch = ranks.agree(partial(next, reading, batch))
             assert batch is not None
             terms = self._at_all_levels(call, model, batch.to(ranks.device))
             if turn < len(own):

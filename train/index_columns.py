@@ -145,10 +145,10 @@ def build_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path
 def _make(folder: Path, final: Path, build: Callable[[Path], dict[str, Any]]) -> None:
     temporary = folder / f".tmp-{os.getpid()}-{secrets.token_hex(6)}"
     try:
-        with _keeping(folder):
+        with keeping(folder):
             temporary.mkdir()
         about = json.dumps(build(temporary))
-        with _keeping(folder):
+        with keeping(folder):
             (temporary / _ABOUT_FILE).write_text(about)
             temporary.rename(final)
     finally:
@@ -156,7 +156,8 @@ def _make(folder: Path, final: Path, build: Callable[[Path], dict[str, Any]]) ->
 
 
 @contextmanager
-def _keeping(folder: Path) -> Iterator[None]:
+def keeping(folder: Path) -> Iterator[None]:
+    """Turns an OSError of the block into an :class:`InputError` that names the folder of the index."""
     try:
         yield
     except OSError as error:
@@ -171,7 +172,7 @@ def save_column(folder: Path, name: str, values: Array) -> None:
     Raises:
         InputError: if it cannot be written.
     """
-    with _keeping(folder):
+    with keeping(folder):
         np.save(folder / f"{name}.npy", values)
 
 
@@ -195,7 +196,7 @@ class Spool:
         Raises:
             InputError: if they cannot be written.
         """
-        with _keeping(self._folder):
+        with keeping(self._folder):
             if name not in self._columns:
                 file = self._files.enter_context(open(self._folder / f"{name}.spool", "w+b"))  # noqa: SIM115
                 self._columns[name] = file, values.dtype
@@ -205,7 +206,7 @@ class Spool:
 
     def take(self, name: str) -> Array:
         """Returns a column's values, one behind another, and removes its file."""
-        with _keeping(self._folder):
+        with keeping(self._folder):
             file, kind = self._columns.pop(name)
             with file:
                 file.seek(0)

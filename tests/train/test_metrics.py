@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shared.errors import InputError
 from train.boards import open_boards, require_boards
@@ -118,4 +119,13 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     log.write(metrics)
     written = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (written["loss"], written["mse"], written["vb"]) == (2.0, 1.0, 0.0)
-    assert any((tmp_path / "tensorboard").iterdir())
+    boards[0].clip(7, "a-clip", np.full((4, 6, 3), 200, np.uint8), tmp_path / "a.mp4", "a clip")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == written.keys() - {"step"}
+    (point,) = events.Scalars("loss")
+    assert (point.step, point.value) == (7, 2.0)
+    (picture,) = events.Images("previews/a-clip")
+    assert (picture.step, picture.height, picture.width) == (7, 4, 6)
+    open_boards(LogOptions(tensorboard=True), tmp_path, {}, 6)[0].numbers(7, {"loss": 1.0})
+    again = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(point.step, point.value) for point in again.Scalars("loss")] == [(7, 1.0)]

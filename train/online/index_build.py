@@ -31,7 +31,7 @@ from shared.spec import VaeGeometry, latent_shape
 from train.chosen_rows import Selection
 from train.clip_order import clip_numbers, order_by_variant
 from train.index_build import describe_buckets, pack_sizes, stated_rates, unpack_sizes
-from train.index_columns import Array, save_column
+from train.index_columns import Array, keeping, save_column
 from train.online.encoding import OnlineEncoding
 from train.where import Where, held_out, parse_fraction
 
@@ -225,7 +225,8 @@ def _save_samples(folder: Path, samples: _Samples, texts: _Texts, maker: SampleM
     places: list[Array] = []
     rows = TakenRows(maker.manifest.table)
     schema = pa.schema([*(maker.manifest.table.schema.field(name) for name in _CLIP), ("version", pa.string())])
-    with pa.OSFile(str(folder / CLIPS_FILE), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    clips_file = str(folder / CLIPS_FILE)
+    with keeping(folder), pa.OSFile(clips_file, "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for start in range(0, len(used), _ROWS_AT_ONCE):
             some = used[start : start + _ROWS_AT_ONCE]
             known = facts.take(some)
@@ -317,7 +318,7 @@ def _write_refusals(folder: Path, manifest: Manifest, plan: Plan, lost: Sequence
             detail = f"cleaning leaves nothing of {clip.captions[0]!r}: mend the caption or use --cleaning none"
             yield {"source": clip.source, "reason": "no_caption_left", "detail": detail}
 
-    with open(folder / REFUSED_FILE, "w") as file:
+    with keeping(folder), open(folder / REFUSED_FILE, "w", encoding="utf-8") as file:
         for row in rows():
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             counts[row["reason"]] = counts.get(row["reason"], 0) + 1

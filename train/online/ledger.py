@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from shared.cache.ledger import Refusal
+from shared.stores.files import explained, make_folder
 from train.run_folder import write_durably
 
 
@@ -31,11 +32,17 @@ class OnlineLedger:
         return sample in self._samples
 
     def add(self, refusal: Refusal) -> None:
-        """Adds a sample that is not there yet."""
+        """Adds a sample that is not there yet.
+
+        Raises:
+            InputError: if it cannot be written, on a full disk for one; the lines before it stay.
+        """
         assert refusal.sample is not None
         if refusal.sample in self._samples:
             return
+        line = json.dumps(asdict(refusal), ensure_ascii=False) + "\n"
+        with explained(f"writing {self.path.name}", folder=self.path.parent):
+            make_folder(self.path.parent)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
         self._samples.add(refusal.sample)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(asdict(refusal), ensure_ascii=False) + "\n")

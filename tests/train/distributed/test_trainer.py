@@ -16,6 +16,7 @@ CHECKS = [
     "an_evaluation_on_two_ranks_is_that_of_one",
     "clips_encoded_online_give_each_rank_its_part_of_the_batch",
     "a_damaged_checkpoint_is_told_once_whichever_rank_looks_at_it",
+    "a_sample_that_one_rank_cannot_read_is_told_once",
 ]
 
 

@@ -1,19 +1,24 @@
 """Checks of the trainer that two ranks make together, see ``launch``."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from shared.cache.dataset import Cache
 from shared.errors import InputError
 from shared.spec import Bucket
 from tests.conftest import CLIPS
 from tests.train.synthetic_cache import write_cache
+from train.batches import open_batches
 from train.checkpoint_files import WEIGHTS_FILE, list_checkpoints
 from train.config import TrainConfig
+from train.held_out import FixedSamples
 from train.parallel.ranks import Ranks
+from train.setup import check_run
 from train.trainer import train
 
 SOUND, BROKEN = Bucket(2, 32, 32), Bucket(3, 32, 48)
@@ -83,6 +88,35 @@ def a_damaged_checkpoint_is_told_once_whichever_rank_looks_at_it(ranks: Ranks, f
     if ranks.is_first:
         assert f"{weights}: found" in str(raised.value)
     ranks._failed_together = False
+
+
+def a_sample_that_one_rank_cannot_read_is_told_once(ranks: Ranks, folder: Path) -> None:
+    config = config_for(ranks, folder, broken=0).changed(holdout="30%", evaluate_every=9, steps=9)
+    batches = open_batches(check_run(config, ranks), ranks, first_step=0)
+    of_second_rank = ranks.gather([batch.samples[0] for batch in islice(batches, 2)])[1][1]
+    held = FixedSamples.open(config, 9, held_out=True)
+    (of_evaluation,) = next(held.read(held.share(1, 2))).samples
+    ranks.barrier()
+    for damaged, read in ((of_evaluation, range(9, 10)), (of_second_rank, range(2))):
+        if ranks.is_first:
+            damage(Cache.open(folder / "cache"), damaged)
+        ranks.barrier()
+        with pytest.raises(InputError if ranks.is_first else SystemExit) as raised:
+            train(config.changed(output=folder / damaged), ranks)
+        ranks._failed_together = False
+        if ranks.is_first:
+            assert "found CRC32C" in str(raised.value)
+            assert len(lines(folder / damaged)) in read
+
+
+def damage(cache: Cache, sample: str) -> None:
+    """Changes a byte of a sample's latent."""
+    (row,) = (row for row in cache.read_index(columns=["sample", "latent"]).to_pylist() if row["sample"] == sample)
+    file = cache.store.local_path(row["latent"]["shard"])
+    assert file is not None
+    data = bytearray(file.read_bytes())
+    data[row["latent"]["offset"] + row["latent"]["bytes"] // 2] ^= 1
+    file.write_bytes(data)
 
 
 def an_evaluation_on_two_ranks_is_that_of_one(ranks: Ranks, folder: Path) -> None:
