@@ -54,7 +54,8 @@ class PreprocessConfig:
     """Sizes to encode, each FRAMESxHEIGHTxWIDTH, e.g. 16x256x256, or a preset of such sizes, e.g. 16x240p."""
 
     preset: Literal["demo"] | None = None
-    """demo: tiny models that come with this package, for trying things out. Never for a real data set."""
+    """demo: --vae demo:vae and --text-encoder demo:t5, tiny models that come with this package, for trying things out.
+    Never for a real data set."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """The autoencoder: a hub id such as stabilityai/sd-vae-ft-ema, or a folder (SD, SDXL, DC-AE, CogVideoX, Wan,
     HunyuanVideo, LTX, Open-Sora: see docs/autoencoders.md). Required without a preset."""
@@ -188,8 +189,6 @@ class PreprocessConfig:
         option, value = f"--{name.replace('_', '-')}", getattr(self, name)
         if self.preset is None and value is None:
             raise InputError(f"{option} is missing: expected a hub id or a folder (--preset demo brings tiny models)")
-        if self.preset is None and value.startswith(DEMO_PREFIX):
-            raise InputError(f"{option} {value}: the tiny models are used through --preset demo only")
         if self.preset is not None and value is not None and not value.startswith(DEMO_PREFIX):
             raise InputError(f"{option} {value}: --preset {self.preset} brings its own: drop one of the two")
 

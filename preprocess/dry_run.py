@@ -10,8 +10,9 @@ from preprocess.work import Work
 from shared.cache.dataset import Cache, Provenance
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM
 from shared.cache.schema import FORMAT_VERSION
-from shared.clips.sizes import latent_bytes, text_bytes
+from shared.clips.sizes import latent_bytes, shard_samples, text_bytes
 from shared.costs import MEASURED_GPU, VAE_RATES, EncodeRate, gpu_seconds, t5_rate
+from shared.encoders.location import model_folder
 from shared.stores.open import open_store
 
 _RATES_OF_CLASSES = {
@@ -63,13 +64,38 @@ def cache_to_plan(config: PreprocessConfig) -> Cache:
     Raises:
         InputError: if the output holds something else, or a model's configuration cannot be read.
     """
-    store = open_store(config.output)
-    if store.size(DATASET_FILE) is None:
-        return Cache(store, planned_provenance(config), FORMAT_VERSION)
-    cache = Cache.open(config.output)
+    cache = _cache_that_is(config)
     if all(stream in cache.provenance for stream in config.streams()):
         return cache
-    return Cache(store, {**planned_provenance(config), **cache.provenance}, cache.version)
+    return Cache(cache.store, {**planned_provenance(config), **cache.provenance}, cache.version)
+
+
+def check_sizes(config: PreprocessConfig) -> None:
+    """Checks that the autoencoder takes the buckets, and shards of them so many samples.
+
+    What decides it is a cache that is there, or the models' configuration files; where this machine has neither, a
+    dry run says so and a job leaves it to its workers, which have the models.
+
+    Args:
+        config: The job's options, resolved.
+
+    Raises:
+        InputError: if a bucket or ``--shard-samples`` does not fit, or the output holds something else.
+    """
+    if config.only_texts:
+        return
+    is_known = config.dry_run or all(stream in _cache_that_is(config).provenance for stream in config.streams())
+    models = (config.vae, config.text_encoder)
+    if is_known or all(model is not None and model_folder(model) is not None for model in models):
+        provenance = cache_to_plan(config).provenance
+        for bucket in config.parsed_buckets():
+            shard_samples(config, bucket, provenance)
+
+
+def _cache_that_is(config: PreprocessConfig) -> Cache:
+    """Returns the job's cache; one without streams if there is none."""
+    store = open_store(config.output)
+    return Cache.open(config.output) if store.size(DATASET_FILE) is not None else Cache(store, {}, FORMAT_VERSION)
 
 
 def dry_run(work: Work, config: PreprocessConfig, provenance: Provenance) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from preprocess.config import PreprocessConfig
-from preprocess.dry_run import cache_to_plan, dry_run
+from preprocess.dry_run import cache_to_plan, check_sizes, dry_run
 from preprocess.events import Ended, Planned, Started
 from preprocess.job import cluster
 from preprocess.job.dashboard import Dashboard
@@ -82,12 +82,14 @@ class _Job:
             output=written_url("output", config.output),
             probes=None if config.probes is None else written_url("probes", config.probes),
         )
+        check_is_cache_or_empty(open_store(self._config.output))
+        check_sizes(self._config)
         self._manifest = read_manifest(
             self._config.manifest, columns=config.column_mapping(), ignore=config.ignore_columns
         )
+        self._manifest.require_usable(config.manifest)
         if config.partition is not None:
             self._manifest = Partition.parse(config.partition).of(self._manifest)
-        check_is_cache_or_empty(open_store(self._config.output))
         self._tally, self._started = Tally(), time.time()
         self._refusals: list[Refusal] = []
         """Of clips that could not be probed."""

@@ -6,6 +6,7 @@ from shared.errors import InputError
 
 DEMO_PREFIX = "demo:"
 _DEMO_FOLDER = Path(__file__).parent / "demo"
+_DEMO_MODELS = ("t5", "vae")
 
 
 def locate(model: str) -> str:
@@ -14,10 +15,15 @@ def locate(model: str) -> str:
     ``demo:t5`` and ``demo:vae`` are the small models inside this package.
 
     Raises:
-        InputError: if ``model`` looks like a path and there is no such folder.
+        InputError: if ``model`` looks like a path and there is no such folder, or no such model in this package.
     """
     if model.startswith(DEMO_PREFIX):
-        return str(_DEMO_FOLDER / model.removeprefix(DEMO_PREFIX))
+        name = model.removeprefix(DEMO_PREFIX)
+        if name not in _DEMO_MODELS:
+            raise InputError(
+                f"model {model!r}: expected {' or '.join(f'{DEMO_PREFIX}{each}' for each in _DEMO_MODELS)}"
+            )
+        return str(_DEMO_FOLDER / name)
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path)

@@ -1,5 +1,6 @@
 """Options that do not go together are refused in one line."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,6 @@ def config(**options: Any) -> PreprocessConfig:
     [
         ({"preset": None}, "--vae is missing: expected a hub id or a folder"),
         ({"preset": None, "vae": "a/b"}, "--text-encoder is missing"),
-        ({"preset": None, "vae": "demo:vae", "text_encoder": "a/b"}, "through --preset demo only"),
         ({"vae": "stabilityai/sd-vae-ft-ema"}, "--preset demo brings its own"),
         ({"buckets": ()}, "--buckets: found none"),
         ({"buckets": ("16by256",)}, "expected FRAMESxHEIGHTxWIDTH"),
@@ -55,6 +55,8 @@ def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> Non
 def test_the_demo_preset_brings_its_models_and_is_still_sound() -> None:
     resolved = config().resolved()
     assert (resolved.vae, resolved.text_encoder) == ("demo:vae", "demo:t5")
+    by_name = config(preset=None, vae="demo:vae", text_encoder="demo:t5")
+    assert replace(by_name.resolved(), preset="demo") == resolved
 
 
 def test_without_a_preset_models_are_what_was_given() -> None:

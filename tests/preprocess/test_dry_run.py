@@ -1,12 +1,16 @@
 """What a job would do, said before it does it."""
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from preprocess.config import PreprocessConfig
-from preprocess.dry_run import cache_to_plan, dry_run, planned_provenance
+from preprocess.dry_run import cache_to_plan, check_sizes, dry_run, planned_provenance
 from preprocess.work import find_work
 from shared.cache.dataset import Cache
 from shared.costs import VAE_RATES, gpu_seconds, t5_rate
@@ -88,6 +92,52 @@ def test_shared_texts_are_counted_once(tmp_path: Path) -> None:
     lines = said(tmp_path, clips, share_text=True, cleaning="none", text_codec="float32")
     channels = planned_provenance(config_of(tmp_path))["text.t5"]["text_channels"]
     assert lines["shared"][:4] == ["texts", "2", "1", f"{2 * 120 * channels * 4:,}"]
+
+
+def test_sizes_that_do_not_fit_are_told_by_what_this_machine_knows_of_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uneven = {"buckets": ("17x513x513",)}
+    with pytest.raises(InputError, match="bucket 17x513x513: height=513 is not divisible by .* of 8: use 512 or 520"):
+        check_sizes(config_of(tmp_path / "none", **uneven))
+    with pytest.raises(InputError, match="--shard-samples 100000: shards of bucket 16x256x256 would exceed 1 GB"):
+        check_sizes(config_of(tmp_path / "none", shard_samples=100_000))
+    elsewhere = replace(config_of(tmp_path / "none", **uneven), preset=None, vae="/on/workers/vae")
+    check_sizes(elsewhere)  # its workers may have the model
+    with pytest.raises(InputError, match="no such folder"):
+        check_sizes(replace(elsewhere, dry_run=True))
+    Cache.open_or_create(tmp_path / "cache", PROVENANCE)
+    monkeypatch.setattr("preprocess.dry_run.planned_provenance", lambda _: pytest.fail("a model was looked at"))
+    with pytest.raises(InputError, match="height=513 is not divisible"):
+        check_sizes(replace(elsewhere, output=str(tmp_path / "cache")))
+    check_sizes(replace(elsewhere, output=str(tmp_path / "cache"), only_texts=True))
+
+
+def test_mistakes_are_told_before_a_cluster_is_joined(clips_folder: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(clips_folder / "towers_teal.mp4", tmp_path / name)
+    for size, complaint in (
+        ("17x513x513", "bucket 17x513x513: height=513 is not divisible by the VAE's spatial stride of 8: use 512"),
+        (
+            "16x64x64",
+            f"manifest {tmp_path}: none of its 2 rows can be used: 2 no_caption, e.g. a.mp4: row 1 has no text: "
+            "expected the path of a clip and a text in each, in a folder a .txt beside each clip",
+        ),
+    ):
+        told = subprocess.run(
+            [
+                *(sys.executable, "-m", "preprocess", "--preset", "demo", "--manifest", str(tmp_path)),
+                *("--output", str(tmp_path / "cache"), "--buckets", size, "--dry-run", "--address", "127.0.0.1:1"),
+            ],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert told.returncode == 2
+        assert told.stderr.startswith(f"error: {complaint}")
+        assert told.stderr.count("\n") == 1
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_bucket_that_the_autoencoder_does_not_take_is_an_error_before_anything_is_loaded(tmp_path: Path) -> None:

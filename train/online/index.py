@@ -206,6 +206,7 @@ def read_clips(encoding: OnlineEncoding) -> Manifest:
         InputError: if it cannot be read, or names no clip.
     """
     manifest = read_manifest(encoding.manifest, columns=parse_mapping(encoding.columns), ignore=encoding.ignore_columns)
+    manifest.require_usable(encoding.manifest)
     if not manifest.table.num_rows:
         raise InputError(f"manifest {encoding.manifest}: it names no clip")
     return manifest

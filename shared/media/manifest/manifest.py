@@ -1,5 +1,6 @@
 """A manifest that was read: an Arrow table in mapped memory, and clips made of its rows when asked for."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
@@ -7,7 +8,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 
+from shared.errors import InputError
 from shared.media.clip import Clip, Media, TimeRange
+from shared.wording import counted
 
 Item = TypeVar("Item")
 
@@ -77,6 +80,26 @@ class Manifest:
     def clips(self) -> Sequence[Clip]:
         """The table's rows."""
         return TableRows(self.table, clip_of_row)
+
+    def require_usable(self, shown: str) -> None:
+        """Checks that a row can be used, if there are some.
+
+        Args:
+            shown: What to call the manifest.
+
+        Raises:
+            InputError: if each row was refused, naming the most common reason and a row of it.
+        """
+        if self.table.num_rows or not self.refused:
+            return
+        reasons = Counter(row.reason for row in self.refused)
+        reason, number = reasons.most_common(1)[0]
+        example = next(row for row in self.refused if row.reason == reason)
+        raise InputError(
+            f"manifest {shown}: none of its {counted(self.num_rows, 'row')} can be used: {number} {reason}, e.g. "
+            f"{example.source}: {example.detail}: expected the path of a clip and a text in each, in a folder a .txt "
+            "beside each clip"
+        )
 
 
 def clip_of_row(row: dict[str, Any]) -> Clip:

@@ -124,6 +124,8 @@ def test_the_hash_names_the_weights_and_not_their_file_or_precision(tmp_path: Pa
 
 @pytest.mark.parametrize("model", ["/nowhere/model", "./model", "one-word"])
 def test_a_model_that_is_not_there_is_refused(model: str) -> None:
+    with pytest.raises(InputError, match="model 'demo:clip': expected demo:t5 or demo:vae"):
+        locate("demo:clip")
     with pytest.raises(InputError, match="no such folder: expected a folder or a hub id"):
         VideoAutoencoder.load(model)
     with pytest.raises(InputError, match="no such folder: expected a folder or a hub id"):
@@ -139,7 +141,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_with_noise(tm
         weights = load_file(folder / name)
         lacking = sorted(weights)[-1]
         save_file({key: value for key, value in weights.items() if key != lacking}, folder / name, {"format": "pt"})
-        with pytest.raises(InputError, match="weights are missing or of another shape"):
+        with pytest.raises(InputError, match=r"\d weights? missing or of another shape"):
             load(str(folder))
         (folder / name).write_bytes((folder / name).read_bytes()[:1000])
         with pytest.raises(InputError, match="not loadable"):
