@@ -199,10 +199,6 @@ class ShardTasks(Sequence[ShardTask]):
         """Samples of all shards."""
         return int((self._shards[:, 2] - self._shards[:, 1]).sum())
 
-    def num_samples_of(self, place: int) -> int:
-        """Returns how many samples one shard has, without making it."""
-        return int(self._shards[place, 2] - self._shards[place, 1])
-
     def per_bucket(self) -> dict[Bucket, BucketTotals]:
         """Returns how much there is of each bucket."""
         rows: dict[Bucket, list[Integers]] = {}

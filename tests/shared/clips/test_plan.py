@@ -134,7 +134,7 @@ def test_a_slice_of_the_shards_is_a_sequence_of_shards() -> None:
     tasks = plan([clip(f"{n}.mp4") for n in range(21)]).tasks
     assert [task.shard_id for task in tasks[1::2]] == [tasks[place].shard_id for place in (1, 3, 5)]
     assert tasks[1::2].num_samples == 4 + 4 + 1
-    assert [tasks.num_samples_of(place) for place in range(len(tasks))] == [4, 4, 4, 4, 4, 1]
+    assert [len(task.samples) for task in tasks] == [4, 4, 4, 4, 4, 1]
     assert tasks[-1] == tasks[5]
     assert tasks[4:].clip_rows().tolist() == [16, 17, 18, 19, 20]
     totals = BucketTotals(num_clips=21, num_samples=21, num_shards=6, num_captions=21)
@@ -353,6 +353,6 @@ def test_a_large_plan_takes_little_memory() -> None:
     made = make_plan(manifest, pa.table(facts), options, committed=empty, removed=Removed.of({}), refused=empty)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert made.num_samples > count
-    assert sum(made.tasks.num_samples_of(place) for place in range(len(made.tasks))) == made.num_samples
+    assert sum(totals.num_samples for totals in made.tasks.per_bucket().values()) == made.num_samples
     assert grown < 300 * made.num_samples + 50_000_000
-    assert len(made.tasks[-1].samples) == made.tasks.num_samples_of(-1)
+    assert len(made.tasks[-1].samples) == len(made.tasks.rows(len(made.tasks) - 1).clips)
