@@ -6,6 +6,7 @@ import tyro
 
 from preprocess.config import PreprocessConfig
 from shared.errors import run_entry_point
+from shared.wording import counted
 
 
 def main() -> int:
@@ -20,8 +21,8 @@ def main() -> int:
     print(report.table())
     if report.num_stale > report.num_removed:
         print(
-            f"note: {report.num_stale:,} samples in the cache are of clips that changed or that the manifest does not "
-            "name: --prune removes them",
+            f"note: {counted(report.num_stale, 'sample')} in the cache of clips that changed or that the manifest does "
+            "not name: --prune removes them",
             file=sys.stderr,
         )
     if report.exceeds_limit:

@@ -27,6 +27,7 @@ from preprocess.config import PreprocessConfig
 from shared.clips.decode import Decoder
 from shared.errors import InputError, run_entry_point
 from shared.spec import Bucket
+from shared.wording import counted
 
 _TEXT = "a slow pan over hills and water while two people walk along the shore under heavy clouds at dusk"
 _TAIL_SHARDS = 3
@@ -72,7 +73,9 @@ class BenchmarkConfig:
             raise InputError("--buckets, --samples, --clips: expected as many of each")
         cores = len(os.sched_getaffinity(0))
         if self.cpus_per_gpu is not None and self.cpus_per_gpu * max(self.workers) > cores:
-            raise InputError(f"--cpus-per-gpu {self.cpus_per_gpu}: {max(self.workers)} workers have {cores} cores")
+            raise InputError(
+                f"--cpus-per-gpu {self.cpus_per_gpu}: {counted(max(self.workers), 'worker')}, found {cores} cores"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,7 +269,7 @@ def _counted(
     if is_last:
         during = during[: len(during) - _TAIL_SHARDS * workers]
     if len(during) < 3:
-        raise InputError(f"only {len(during)} shards of {bucket} were committed after warm-up: raise --samples")
+        raise InputError(f"of {bucket} only {counted(len(during), 'shard')} committed after warm-up: raise --samples")
     return during[0][0], during[-1][0], sum(count for _, count, _ in during[1:])
 
 

@@ -20,6 +20,7 @@ from preprocess.events import utc_text
 from preprocess.run_folder import newest_run, read_of_run
 from shared.errors import InputError, run_entry_point
 from shared.stores.open import open_store
+from shared.wording import counted
 
 Kind = Literal["text", "vae", "wait", "commit", "launch", "ahead"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -315,7 +316,7 @@ def main() -> int:
         raise InputError(
             f"--output {options.output}: {error.strerror}: expected a file in a folder that exists"
         ) from None
-    print(f"{run}: {len(stored.workers)} workers, drawn to {options.output}")
+    print(f"{run}: {counted(len(stored.workers), 'worker')}, drawn to {options.output}")
     return 0
 
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from preprocess.timeline import DrawnWorker, Kind, Stored
+from shared.wording import counted
 
 _MOST_STRIPS = 12
 """Workers that get a strip of their own."""
@@ -80,7 +81,7 @@ def _heat_map(stored: Stored) -> Figure:
     if len(rows) <= _MOST_NAMES:
         heat.set_yticks(np.arange(len(rows)) + 0.5, [_short(worker.name) for worker in stored.workers], fontsize=8)
     else:
-        heat.set_ylabel(f"{len(rows):,} workers" + (f", {together} a line" if together > 1 else ""))
+        heat.set_ylabel(counted(len(rows), "worker") + (f", {together} a line" if together > 1 else ""))
     figure.colorbar(image, ax=heat, label="GPU busy, %", pad=0.01)
     middles = (np.arange(stored.num_bins) + 0.5) * stored.bin_seconds / scale
     mean.plot(middles, _mean(rows), color=_COLOURS["vae"], label="GPU busy, mean")

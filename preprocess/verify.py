@@ -21,6 +21,7 @@ from shared.cache.reader import StreamReader
 from shared.cache.repair import repair
 from shared.errors import InputError, run_entry_point
 from shared.media.quality import psnr
+from shared.wording import counted
 
 _REPAIRS = 3
 """Rounds: what a lost file of the index covered may be broken too."""
@@ -97,7 +98,7 @@ def verify(config: VerifyConfig) -> int:
         if not faults:
             break
     if faults:
-        print(f"{len(faults)} faults" + ("" if config.repair else ": --repair drops what is broken"))
+        print(f"{counted(len(faults), 'fault')}" + ("" if config.repair else ": --repair drops what is broken"))
         return len(faults)
     ledger = cache.read_ledger()
     reasons = Counter(ledger["reason"].to_pylist())
@@ -110,7 +111,7 @@ def _print(finding: Finding) -> None:
 
 
 def _summary(config: VerifyConfig, totals: Totals, seconds: float) -> str:
-    line = f"{totals.num_samples} samples in {totals.num_shards} shards"
+    line = f"{counted(totals.num_samples, 'sample')} in {counted(totals.num_shards, 'shard')}"
     if totals.num_read < totals.num_shards:
         line += f"; read {totals.num_read} of the shards (--sample {config.sample}, --seed {config.seed})"
     else:

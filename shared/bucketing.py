@@ -10,6 +10,7 @@ import numpy.typing as npt
 from shared.media.probe import Probe
 from shared.spec import Bucket
 from shared.windows import Integers, Sampling
+from shared.wording import counted
 
 PerClip = Literal["best", "all"]
 
@@ -119,7 +120,7 @@ def shortfall(
         return smallest, "too_short", f"an image: bucket {smallest} takes {smallest.num_frames} frames"
     if num_places < needed:
         rate = "" if sampling.fps is None else f" at {sampling.fps:g} a second"
-        return smallest, "too_short", f"{num_places} frames{rate}: bucket {smallest} takes {needed}"
+        return smallest, "too_short", f"{counted(num_places, 'frame')}{rate}: bucket {smallest} takes {needed}"
     return smallest, "too_small", f"{width}x{height} pixels: bucket {smallest} takes {smallest.width}x{smallest.height}"
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.costs import EncodeRate, gpu_seconds
+from shared.wording import counted
 from storage_estimates.estimate import CacheSize, Group
 from storage_estimates.prices import StorageClass
 
@@ -114,7 +115,7 @@ def recommendation(costs: Sequence[StreamCost], terms: Terms, step_shares: Mappi
     """
     worth = [cost for cost in costs if cost.pays(terms.epochs)]
     rest = [cost for cost in costs if not cost.pays(terms.epochs)]
-    span = f"{terms.epochs:g} epoch{'s' * (terms.epochs != 1)}"
+    span = counted(terms.epochs, "epoch")
     parts = []
     if worth:
         saved = sum(cost.online(terms.epochs) - cost.cached(terms.epochs) for cost in worth)

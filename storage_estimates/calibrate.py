@@ -10,6 +10,7 @@ from shared.media.clip import Clip, Window
 from shared.media.probe import Probe
 from shared.spec import Bucket
 from shared.windows import Sampling, centre_start
+from shared.wording import counted
 from storage_estimates.answer import COMPACT, COMPACT_STILLS, LOSSLESS
 from storage_estimates.bits import Bits, BitsTable
 from storage_estimates.config import EstimateConfig
@@ -58,7 +59,7 @@ def calibrate(config: EstimateConfig, samples: Samples, probed: Sequence[tuple[C
     )
     if not encoded.latents or not encoded.texts:
         raise InputError(
-            f"--calibrate {config.calibrate}: none of {len(clips)} clips could be decoded and has a caption"
+            f"--calibrate {config.calibrate}: none of {counted(len(clips), 'clip')} could be decoded and has a caption"
         )
     latent_codecs, text_codecs = _codecs(config)
     found: Found = {}
@@ -73,9 +74,9 @@ def calibrate(config: EstimateConfig, samples: Samples, probed: Sequence[tuple[C
         max_tokens=config.tokens,
         pixels_per_second=VAE_RATES[config.vae_preset].per_second,
     )
-    notes = [f"Calibrated on {len(encoded.latents)} clips and {len(encoded.texts)} captions"]
+    notes = [f"Calibrated on {counted(len(encoded.latents), 'clip')} and {counted(len(encoded.texts), 'caption')}"]
     if encoded.num_unreadable:
-        notes.append(f"{encoded.num_unreadable} of {len(clips)} clips could not be decoded")
+        notes.append(f"{encoded.num_unreadable} of {counted(len(clips), 'clip')} could not be decoded")
     if PRESETS[config.vae_preset].geometry != encoded.geometry and config.vae_frames_per_second is None:
         notes.append(f"GPU hours are those of {PRESETS[config.vae_preset].label}: give --vae-frames-per-second")
     return replace(

@@ -16,6 +16,7 @@ from shared.codec import Codec
 from shared.costs import VAE_RATES
 from shared.errors import InputError
 from shared.spec import Bucket, VaeGeometry
+from shared.wording import counted
 from storage_estimates.bits import Bits, BitsTable
 from storage_estimates.config import EstimateConfig
 from storage_estimates.estimate import Choice, Encoders, Group, estimate
@@ -69,7 +70,7 @@ def samples_of_cache(config: EstimateConfig) -> Samples:
             replace(group, num_samples=max(round(group.num_samples * config.clips / total), 1), shard_samples=None)
             for group in groups
         )
-        notes.append(f"Its {total:,} samples stand for {config.clips:,}")
+        notes.append(f"Its {counted(total, 'sample')} standing for {config.clips:,}")
     return Samples(
         groups=groups,
         bits=measured.bits,

@@ -15,6 +15,7 @@ from shared.media.manifest import read_manifest
 from shared.media.probe import Probe, probe
 from shared.media.refusal import MediaError
 from shared.spec import Bucket
+from shared.wording import counted
 from storage_estimates.bits import BitsTable
 from storage_estimates.calibrate import calibrate
 from storage_estimates.config import EstimateConfig
@@ -43,15 +44,15 @@ def samples_of_manifest(config: EstimateConfig) -> Samples:
     assert config.manifest is not None
     manifest = read_manifest(config.manifest, columns=config.column_mapping())
     if not manifest.clips:
-        raise InputError(f"manifest {config.manifest}: no usable clip in {manifest.num_rows} rows")
-    counted = _at_random(manifest.clips, _MAX_COUNTED)
+        raise InputError(f"manifest {config.manifest}: no usable clip in {counted(manifest.num_rows, 'row')}")
+    read = _at_random(manifest.clips, _MAX_COUNTED)
     looked_at = _probe(_at_random(manifest.clips, config.probe), config)
     num_clips = len(manifest.clips) if config.clips is None else config.clips
-    groups = _groups(config, counted, looked_at, num_clips)
+    groups = _groups(config, read, looked_at, num_clips)
     num_probed = len(looked_at.probed) + looked_at.num_unusable
     notes = [
-        f"Captions of {len(counted):,} of {len(manifest.clips):,} clips were counted: {groups[0].num_captions:.2f} a "
-        f"clip; {num_probed} clips were probed"
+        f"Captions counted of {len(read):,} of {counted(len(manifest.clips), 'clip')}: {groups[0].num_captions:.2f} a "
+        f"clip; {counted(num_probed, 'clip')} probed"
     ]
     if looked_at.num_unusable:
         notes.append(f"{looked_at.num_unusable} of these cannot be used: as large a part of all clips is left out")
@@ -99,10 +100,10 @@ def _probe(clips: Sequence[Clip], config: EstimateConfig) -> ProbedClips:
     return ProbedClips(probed=probed, num_unusable=reasons.total())
 
 
-def _groups(config: EstimateConfig, counted: Sequence[Clip], looked_at: ProbedClips, num_clips: int) -> list[Group]:
+def _groups(config: EstimateConfig, read: Sequence[Clip], looked_at: ProbedClips, num_clips: int) -> list[Group]:
     model = config.tokenizer or config.text_encoder
     assert model is not None
-    captions = [caption for clip in counted for caption in clip.captions]
+    captions = [caption for clip in read for caption in clip.captions]
     tokens = count_tokens(captions, model, max_tokens=config.tokens, cleaning=config.cleaning)
     stored = [(count, len(caption.encode())) for count, caption in zip(tokens, captions, strict=True) if count]
     if not stored:
@@ -114,10 +115,10 @@ def _groups(config: EstimateConfig, counted: Sequence[Clip], looked_at: ProbedCl
             bucket=bucket,
             num_samples=max(round(count * share), 1),
             num_tokens=sum(count for count, _ in stored) / len(stored),
-            num_captions=len(stored) / len(counted),
+            num_captions=len(stored) / len(read),
             caption_characters=sum(length for _, length in stored) / len(stored),
-            source_characters=round(sum(len(clip.source.encode()) for clip in counted) / len(counted)),
-            manifest_bytes=_column_bytes(counted),
+            source_characters=round(sum(len(clip.source.encode()) for clip in read) / len(read)),
+            manifest_bytes=_column_bytes(read),
         )
         for bucket, count in sorted(per_bucket.items())
     ]

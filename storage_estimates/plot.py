@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from shared.errors import InputError
+from shared.wording import counted
 from storage_estimates.answer import Answer
 from storage_estimates.break_even import StreamCost, dollars
 from storage_estimates.report import choice_name, terabytes
@@ -68,7 +69,9 @@ def _draw_sizes(axes: Any, answer: Answer) -> None:
     axes.set_xlabel(unit)
     num_samples = sum(group.num_samples for group in answer.groups)
     buckets = str(answer.groups[0].bucket) if len(answer.groups) == 1 else f"{len(answer.groups)} buckets"
-    axes.set_title(f"What a cache of {num_samples:,} samples of {buckets} takes ({answer.encoders.vae})", loc="left")
+    axes.set_title(
+        f"What a cache of {counted(num_samples, 'sample')} of {buckets} takes ({answer.encoders.vae})", loc="left"
+    )
     axes.set_ylabel("codec of latents | of texts")
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -84,7 +87,7 @@ def _draw_cost(axes: Any, cost: StreamCost, answer: Answer) -> None:
     axes.plot(epochs, cached, color=colour, lw=2, label="encode once, store, read")
     axes.axvline(terms.epochs, color=_OTHER, lw=1, ls=":")
     axes.annotate(
-        f"your {terms.epochs:g} epochs",
+        f"your {counted(terms.epochs, 'epoch')}",
         (terms.epochs, 0),
         (-4, 5),
         textcoords="offset points",

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from shared.wording import counted
 from storage_estimates.answer import LOSSLESS, Answer
 from storage_estimates.break_even import dollars
 from storage_estimates.estimate import CacheSize, Choice
@@ -127,11 +128,12 @@ def _sizes(answer: Answer) -> str:
     ]
     header = ("  latents | texts", *_SIZE_HEADER, "shards", "a month")
     chosen = answer.chosen
+    files = counted(chosen.num_objects, "file or object", "files or objects")
     return (
         f"Bytes of a sample in a cache ({chosen.choice.container}), and of all; a month on {storage.label}\n"
         + table(header, rows, indent="")
         + f"\n  Unless told otherwise preprocess writes {LOSSLESS[0]}, which loses nothing; int8@40 keeps 40 dB."
-        + f"\n  The way marked > is costed below: {chosen.num_objects:,} files or objects.\n"
+        + f"\n  The way marked > is costed below: {files}.\n"
     )
 
 
@@ -162,7 +164,7 @@ def _costs(answer: Answer) -> str:
     header = (
         "",
         "GPU h once",
-        f"x {terms.epochs:g} epochs",
+        f"x {counted(terms.epochs, 'epoch')}",
         "encode",
         "store",
         "read",
@@ -172,8 +174,8 @@ def _costs(answer: Answer) -> str:
     )
     where = "read from elsewhere" if terms.egress else "read in the same region"
     lines = [
-        f"Does it pay? {terms.epochs:g} epochs on {terms.gpu}s at {dollars(terms.gpu_hour)} an hour; {terms.months:g} "
-        f"months on {terms.storage.label}, {where}",
+        f"Does it pay? {counted(terms.epochs, 'epoch')} on {terms.gpu}s at {dollars(terms.gpu_hour)} an hour; "
+        f"{counted(terms.months, 'month')} on {terms.storage.label}, {where}",
         table(header, rows),
     ]
     lines.append("  In GPU hours a cache pays from the second epoch on; 'pays after' counts storage and reading too.")

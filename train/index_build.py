@@ -19,6 +19,7 @@ from shared.cache.resolve import sample_numbers
 from shared.cache.winners import Rows
 from shared.errors import InputError
 from shared.spec import Bucket
+from shared.wording import counted
 from train.clip_order import CLIP_COLUMNS, clip_numbers, has_variants, order_by_variant
 from train.index_columns import IMAGE_FPS, Array, Spool, save_column
 from train.variants import ClipGroup
@@ -189,7 +190,7 @@ def _require_texts(num_captions: Array, text_stream: str, spool: Spool) -> None:
     rows = np.flatnonzero(num_captions == 0)
     if len(rows):
         raise InputError(
-            f"{len(rows)} samples have nothing in stream {text_stream!r}, sample "
+            f"nothing for {counted(len(rows), 'sample')} in stream {text_stream!r}, sample "
             f"{_written(spool.take('identity').reshape(-1, 2)[rows[0]])} among them: run preprocess into the cache "
             "again to complete it"
         )

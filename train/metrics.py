@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from shared.stores.files import explained
+from shared.wording import counted
 from train.boards import Board
 from train.data import Batch
 from train.model.config import ModelConfig
@@ -61,7 +62,7 @@ class StepMetrics:
             f"{self.tokens_per_second:.0f} tokens/s {self.step_ms:.0f} ms/step "
             f"data wait {self.data_wait_ms:.1f} ms ({100 * self.data_wait_fraction:.1f} %) | "
             f"{self.tflops_per_device:.3g} TFLOP/s a device, MFU {100 * self.mfu:.1f} %"
-            + (f" | {self.nan_steps} steps left out" if self.nan_steps else "")
+            + (f" | {counted(self.nan_steps, 'step')} left out" if self.nan_steps else "")
         )
 
 

@@ -6,6 +6,7 @@ import torch
 
 from shared.cache.dataset import Cache
 from shared.errors import InputError
+from shared.wording import counted
 from train.chosen_rows import Selection
 from train.config import TrainConfig
 from train.online.encoding import OnlineEncoding
@@ -29,7 +30,7 @@ def prepare_source(config: TrainConfig, ranks: Ranks) -> None:
     for clip in unseen[:10]:
         print(f"{clip.source}: {clip.reason}: {clip.detail}: left out", file=sys.stderr)
     if len(unseen) > 10:
-        print(f"and {len(unseen) - 10} more clips that could not be looked at: left out", file=sys.stderr)
+        print(f"and {counted(len(unseen) - 10, 'more clip')} that could not be looked at: left out", file=sys.stderr)
 
 
 def open_index(config: TrainConfig, device: torch.device | None) -> IndexedSamples:

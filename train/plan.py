@@ -13,6 +13,7 @@ import numpy as np
 
 from shared.errors import InputError
 from shared.spec import Bucket
+from shared.wording import counted
 from train.bucket_walk import BucketRows, BucketWalk, Integers
 from train.permutation import hash_words, uniform
 
@@ -168,8 +169,8 @@ def batch_sizes_by_tokens(tokens: Mapping[Bucket, int], *, batch_tokens: int, mu
         sizes[bucket] = batch_tokens // each // multiple * multiple
         if not sizes[bucket]:
             raise InputError(
-                f"bucket {bucket}: {multiple} samples of {each} tokens are more than batch_tokens={batch_tokens}: "
-                f"use at least {multiple * each}, or a smaller --batch-multiple"
+                f"bucket {bucket}: {counted(multiple, 'sample')} of {each} tokens, more than batch_tokens="
+                f"{batch_tokens}: use at least {multiple * each}, or a smaller --batch-multiple"
             )
     return sizes
 

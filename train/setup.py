@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from shared.errors import InputError
+from shared.wording import counted
 from train.boards import require_boards
 from train.config import TrainConfig
 from train.diffusion.objective import Objective, create_objective
@@ -160,8 +161,8 @@ def plan_run(
         parts = config.optimiser.gradient_accumulation
         if size // num_data_ranks % parts:
             raise InputError(
-                f"gradient_accumulation={parts} does not divide the {size // num_data_ranks} samples that a rank "
-                f"takes of bucket {bucket}: use a divisor of it, or another batch size"
+                f"gradient_accumulation={parts} does not divide the {counted(size // num_data_ranks, 'sample')} that a "
+                f"rank takes of bucket {bucket}: use a divisor of it, or another batch size"
             )
     plan = BatchPlan(buckets, batch_sizes=sizes, seed=config.seed)
     return CheckedRun(

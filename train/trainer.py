@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from shared.errors import InputError
+from shared.wording import counted
 from train.batches import LEDGER_FILES, open_batches
 from train.boards import open_boards
 from train.building import begin_with, build_model
@@ -141,7 +142,7 @@ class Trainer:
             f"ZeRO {parallel.zero_stage}, {ranks.world_size} x {ranks.device.type}{self._sharing()}, "
             f"batch {self._batch_sizes()}, "
             f"attention {parallel.attention_backend or 'by shape'}, activation checkpointing {parallel.recomputation}; "
-            f"{self._run.plan.num_samples} samples an epoch; "
+            f"{counted(self._run.plan.num_samples, 'sample')} an epoch; "
             f"peak {peak.tflops:.3g} TFLOP/s a device ({peak.source}); steps {first_step} to {config.steps}"
         )
 
@@ -219,4 +220,6 @@ class Trainer:
             see = "run preprocess.verify"
             if self._run.config.encoding.online is not None:
                 see = f"see {self._run.config.output / LEDGER_FILES}"
-            print(f"{total} samples could not be read: others took their places; {see}", flush=True)
+            print(
+                f"{counted(total, 'sample')} could not be read: the next good one was taken instead; {see}", flush=True
+            )

@@ -19,6 +19,7 @@ from ray.exceptions import (
 )
 
 from shared.errors import InputError
+from shared.wording import counted
 
 LOSSES = (OutOfMemoryError, NodeDiedError, ObjectLostError, LocalRayletDiedError)
 """Of a worker, for reasons that need not lie in its clip."""
@@ -85,7 +86,7 @@ def what_there_is() -> str:
     """Returns what the cluster has and what of it is free, for a line that says what it lacks."""
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{_count(total.get(name, 0))} {name}s, {_count(free.get(name, 0))} free" for name in ("GPU", "CPU")]
-    return f"the cluster has {' and '.join(parts)}, on {len(_alive())} nodes"
+    return f"the cluster has {' and '.join(parts)}, on {counted(len(_alive()), 'node')}"
 
 
 def _count(amount: float) -> str:

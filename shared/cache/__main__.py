@@ -8,6 +8,7 @@ import tyro
 
 from shared.cache.layout import Container
 from shared.errors import InputError, run_entry_point
+from shared.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,7 @@ class Convert:
         from shared.cache.dataset import Cache
 
         num_written, num_present = convert(Cache.open(self.source), self.target, self.container)
-        print(f"{self.target}: {num_written:,} shards written, {num_present:,} were there")
+        print(f"{self.target}: {counted(num_written, 'shard')} written, {num_present:,} were there")
         return 0
 
 

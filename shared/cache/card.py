@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from shared.cache import layout
 from shared.cache.dataset import Cache
 from shared.spec import Bucket
+from shared.wording import counted
 
 
 def write_card(cache: Cache) -> None:
@@ -27,10 +28,11 @@ def card(cache: Cache) -> str:
     totals: dict[Bucket, Counter[str]] = defaultdict(Counter)
     for batch in table.to_batches() if table.num_rows else []:
         _count(pa.table(batch), texts, totals)
+    num_samples = sum(total["samples"] for total in totals.values())
     lines = [
         "# Cached latents and text embeddings",
         "",
-        f"{sum(total['samples'] for total in totals.values()):,} samples of {_num_sources(table):,} clips, in format "
+        f"{counted(num_samples, 'sample')} of {counted(_num_sources(table), 'clip')}, in format "
         f"version {cache.version} of Latentmill. Written by the job that last added to it.",
         "",
         "| bucket | samples | latents, bytes each | captions each | tokens a caption | texts, bytes each |",

@@ -14,6 +14,7 @@ from shared.cache.finding import Finding
 from shared.cache.layout import container_of
 from shared.codec import Codec
 from shared.errors import InputError
+from shared.wording import counted
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{16})\.(tar|zarr\.zip)$")
 _MOST_NAMED = 5
@@ -45,7 +46,7 @@ def _shortened(faults: Iterator[str]) -> list[str]:
     lines = list(faults)
     if len(lines) <= _MOST_NAMED:
         return lines
-    return [*lines[:_MOST_NAMED], f"and {len(lines) - _MOST_NAMED} more faults"]
+    return [*lines[:_MOST_NAMED], f"and {counted(len(lines) - _MOST_NAMED, 'more fault')}"]
 
 
 def _identity_faults(expected: ExpectedShard, data: bytes) -> Iterator[str]:

@@ -29,6 +29,7 @@ from shared.cache.schema import FORMAT_VERSION, stream_type
 from shared.cache.shard_copy import copy_shard
 from shared.cache.snapshot import PartWriter, ShardRecord, commit_snapshot, snapshot_number
 from shared.errors import InputError
+from shared.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +48,11 @@ class Compaction:
 
     def __str__(self) -> str:
         if self.snapshot is None:
-            return f"nothing to do: {self.num_samples:,} samples, no new fragments and no small shards"
+            return f"nothing to do: {counted(self.num_samples, 'sample')}, no new fragments and no small shards"
         return (
-            f"{self.snapshot}: {self.num_samples:,} samples; {self.num_fragments:,} fragments covered, "
-            f"{self.num_merged:,} shards merged into {self.num_shards:,}; what is not needed now goes by gc"
+            f"{self.snapshot}: {counted(self.num_samples, 'sample')}; {counted(self.num_fragments, 'fragment')} "
+            f"covered, {counted(self.num_merged, 'shard')} merged into {self.num_shards:,}; what is not needed "
+            "now goes by gc"
         )
 
 

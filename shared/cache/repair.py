@@ -25,6 +25,7 @@ from shared.cache.repair_snapshot import mend_snapshot
 from shared.cache.rows import Row
 from shared.cache.schema import FORMAT_VERSION, SHARED, rows_table
 from shared.errors import InputError
+from shared.wording import counted
 
 BROKEN_FOLDER = "broken"
 _PART = re.compile(rf"{layout.SNAPSHOT_FOLDER}/[^/]+/")
@@ -122,12 +123,17 @@ def _drop_shards(cache: Cache, broken: set[str]) -> Iterator[str]:
     remove_samples(cache, whole)
     for shard in sorted(broken):
         count = sum(place == shard for place in whole.values())
-        what = f"{count} samples removed; the next job encodes them again" if count else "dropped; it holds texts alone"
+        what = (
+            f"{counted(count, 'sample')} removed, to be encoded again by the next job"
+            if count
+            else "dropped; it holds texts alone"
+        )
         yield f"{shard}: {what}"
     for stream, samples in lacking.items():
         if samples:
             _take_texts(cache, stream, samples)
-            yield f"{stream}: {len(samples)} samples keep their latents without these texts; the next job encodes them"
+            left = counted(len(samples), "sample")
+            yield f"{stream}: {left} left with latents and without these texts; the next job encodes them"
     if done := mend_snapshot(cache.store, cache.index_files(), broken_parts=(), broken_shards=broken):
         yield done
 

@@ -23,11 +23,18 @@ from shared.cache.fragments import find_snapshots, read_covers, read_parts, scan
 from shared.cache.snapshot import read_shards, snapshot_number
 from shared.errors import InputError
 from shared.stores.store import Entry, Store
+from shared.wording import counted
 
 _AT_ONCE = 16
 _SHARDS_A_LISTING = 256
-_KINDS = ("old snapshots", "covered fragments", "files of snapshots", "shards", "leftovers")
-"""In the order in which they are deleted."""
+_KINDS = {
+    "old snapshots": "old snapshot",
+    "covered fragments": "covered fragment",
+    "files of snapshots": "file of snapshots",
+    "shards": "shard",
+    "leftovers": "leftover",
+}
+"""Several and one, in the order in which they are deleted."""
 _AGE = re.compile(r"([0-9]+)([mhd])")
 _SHARD = re.compile(rf"{layout.SHARD_FOLDER}/[^/]+/[0-9a-f]{{32}}-[0-9a-f]{{16}}(\.tar|\.zarr\.zip)$")
 
@@ -42,7 +49,11 @@ class Swept:
 
     def __str__(self) -> str:
         verb = "would delete" if self.is_dry_run else "deleted"
-        parts = [f"{count:,} {kind} ({num_bytes:,} bytes)" for kind, (count, num_bytes) in self.files.items() if count]
+        parts = [
+            f"{counted(count, _KINDS[kind], kind)} ({counted(num_bytes, 'byte')})"
+            for kind, (count, num_bytes) in self.files.items()
+            if count
+        ]
         return f"{verb} {', '.join(parts)}" if parts else "nothing to delete"
 
 

@@ -11,6 +11,7 @@ from shared.cache.dataset import Cache
 from shared.cache.inventory import take_inventory
 from shared.errors import InputError
 from shared.spec import Bucket
+from shared.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,11 +84,12 @@ def warnings(shards: Sequence[LiveShard]) -> list[str]:
     lines = []
     if dead := sum(shard.num_dead for shard in shards):
         lines.append(
-            f"{dead:,} samples in these shards were removed or encoded again: take those only that the index names"
+            f"{counted(dead, 'sample')} in these shards removed or encoded again: take those only that the index names"
         )
     if apart := sum(shard.num_without_text for shard in shards):
         lines.append(
-            f"{apart:,} samples have texts in other shards, under {layout.SHARD_FOLDER}/<stream>: read the index"
+            f"{counted(apart, 'sample')} with texts in other shards, under {layout.SHARD_FOLDER}/<stream>: read the "
+            "index"
         )
     if any(layout.container_of(shard.url) == "zarr" for shard in shards):
         lines.append("Zarr shards are among them, which WebDataset readers do not read: see docs/zarr.md")

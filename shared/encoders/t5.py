@@ -21,6 +21,7 @@ from shared.encoders.fast_t5 import FastT5, Packed, pack, why_not
 from shared.encoders.fingerprint import WeightFiles, known_weights_sha256
 from shared.encoders.location import locate
 from shared.errors import InputError
+from shared.wording import counted
 
 BATCH_TOKENS = {"cuda": 16_384, "cpu": 2_048}
 """Most tokens a forward pass, by kind of device. Part of what decides the bytes of embeddings."""
@@ -110,8 +111,8 @@ class TextEncoder:
         encoder, found = parts
         if lacking := [*found["missing_keys"], *found["mismatched_keys"]]:
             raise InputError(
-                f"text encoder {model!r}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}: "
-                "expected a T5 v1.1 encoder"
+                f"text encoder {model!r}: {counted(len(lacking), 'weight')} missing or of another shape, e.g. "
+                f"{lacking[0]}: expected a T5 v1.1 encoder"
             )
         encoder.eval().requires_grad_(False)
         weights = known_weights_sha256(encoder, model, files, {"transformers": transformers.__version__})

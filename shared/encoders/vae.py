@@ -24,6 +24,7 @@ from shared.encoders.vae_memory import find_micro_batch
 from shared.encoders.vae_normalisation import Normalisation
 from shared.errors import InputError
 from shared.spec import Bucket, Posterior, VaeGeometry, latent_shape
+from shared.wording import counted
 
 MICRO_BATCH = 16
 """Frames a forward pass, where nothing else is known."""
@@ -280,7 +281,7 @@ class VideoAutoencoder:
     def _halve(self, bucket: Bucket, frames: int) -> None:
         """Notes that so many frames of a bucket were too many for the memory."""
         if frames == 1 or not self._family.cuts_frames:
-            what = "one frame" if self._family.cuts_frames else f"a whole clip of {bucket.num_frames} frames"
+            what = "one frame" if self._family.cuts_frames else f"a whole clip of {counted(bucket.num_frames, 'frame')}"
             raise InputError(
                 f"VAE {self._description.model!r}: {self._device} has not the memory for {what} of "
                 f"{bucket.height}x{bucket.width}: use a smaller bucket or a larger GPU"

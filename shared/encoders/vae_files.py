@@ -18,6 +18,7 @@ from shared.encoders.location import locate
 from shared.encoders.opensora_vae import SCALE, SHIFT, SPATIAL_CONFIG, TEMPORAL_CONFIG, OpenSoraVae
 from shared.encoders.vae_families import FAMILIES, Config, Family, with_defaults
 from shared.errors import InputError
+from shared.wording import counted
 
 _UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, SafetensorError)
 
@@ -76,7 +77,7 @@ def load_model(description: Description) -> nn.Module:
         raise InputError(f"VAE {model!r}: not loadable ({error}): expected an {description.class_name}") from None
     if faulty:
         raise InputError(
-            f"VAE {model!r}: {len(faulty)} weights are missing or of another shape, e.g. {faulty[0]}: "
+            f"VAE {model!r}: {counted(len(faulty), 'weight')} missing or of another shape, e.g. {faulty[0]}: "
             "expected those of its configuration"
         )
     return loaded.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from shared.media.refusal import MediaError
 from shared.media.sources import open_source
 from shared.media.timeline import Timeline
 from shared.media.version import version_and_beginning
+from shared.wording import counted
 
 _STILL_RATE = Fraction(1)
 _RATE_TOLERANCE = 0.05
@@ -146,6 +147,6 @@ def _believed(media: Media, rate: Fraction) -> Fraction:
 def _checked(media: Media, timeline: Timeline) -> Timeline:
     """Returns a timeline; refuses one that is too long for places in it to be counted."""
     if len(timeline.times) > _MOST_FRAMES or timeline.duration > _MOST_SECONDS:
-        found = f"{len(timeline.times)} frames in {float(timeline.duration):.3g} s"
+        found = f"{counted(len(timeline.times), 'frame')} in {float(timeline.duration):.3g} s"
         raise MediaError("too_long", f"{media}: {found}: expected at most {_MOST_SECONDS} s")
     return timeline

@@ -19,6 +19,7 @@ from shared.media.timeline import Timeline
 from shared.media.untried import aspect_found, is_mp4, needs_no_trial, read_fixed_times
 from shared.media.version import version_and_beginning
 from shared.spec import Bucket
+from shared.wording import counted
 
 Device = Literal["cpu", "nvdec"]
 
@@ -107,7 +108,7 @@ def _taken(media: Media, timeline: Timeline, time_range: TimeRange | None, windo
     part = timeline.part(time_range)
     times = part.taken(window)
     if times is None:
-        found = f"{len(part.times)} frames in {float(part.duration):.3f} s"
+        found = f"{counted(len(part.times), 'frame')} in {float(part.duration):.3f} s"
         raise MediaError("probe_outdated", f"{media} has {found}: expected those of {window}")
     return times
 
@@ -141,7 +142,9 @@ def _video_frames(
         with open_container(media, file) as container:
             complete = _decode(container, video_stream(container, media), taken, times)
     if not complete:
-        raise MediaError("frames_missing", f"{media}: not all of {window.num_frames} frames could be decoded")
+        raise MediaError(
+            "frames_missing", f"{media}: not all of {counted(window.num_frames, 'frame')} could be decoded"
+        )
     return taken.pixels
 
 

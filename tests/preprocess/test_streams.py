@@ -49,7 +49,7 @@ def test_captions_and_clips_that_change_are_handled_one_by_one(
 
     edit(clips, "\nmeadow.mpg", "\nnot_a_video.mp4")
     result = preprocess(*demo_options(clips, root))
-    assert "2 samples in the cache are of clips that changed or that the manifest does not name" in result.stderr
+    assert "2 samples in the cache of clips that changed or that the manifest does not name" in result.stderr
     assert len(Cache.open(root).read_index()) == 12
     result = preprocess(*demo_options(clips, root), "--prune")
     assert table(result)["samples removed"] == "2"

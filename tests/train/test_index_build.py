@@ -97,7 +97,7 @@ def test_samples_without_texts_are_counted_and_one_is_named(tmp_path):
     changed = table.set_column(table.column_names.index("text.t5"), "text.t5", texts)
     pq.write_table(changed, fragment)
     named = table["sample"][1].as_py()
-    with pytest.raises(InputError, match=f"1 samples have nothing in stream 'text.t5', sample {named} among them"):
+    with pytest.raises(InputError, match=f"nothing for 1 sample in stream 'text.t5', sample {named} among them"):
         SampleIndex.open(Cache.open(root))
     assert not any(path.name.startswith(".tmp") for path in (tmp_path).rglob("*"))
 

@@ -44,7 +44,10 @@ def test_a_run_that_skips_damaged_samples_says_how_many(config, ranks, tmp_path,
         train(config.changed(buckets=("2x32x32", "3x32x48"), output=tmp_path / "stops"), ranks)
     write_cache(tmp_path / "c", {Bucket(2, 32, 32): 2}, seed=3, manifest={"aesthetic": [1.0]})
     assert train(config.changed(on_corrupt="skip", output=tmp_path / "skips", log_every=3), ranks) == 0
-    assert "samples could not be read: others took their places; run preprocess.verify" in capsys.readouterr().out
+    assert (
+        "samples could not be read: the next good one was taken instead; run preprocess.verify"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_layers_for_another_autoencoder_or_text_encoder_begin_anew_on_request_on
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     with pytest.raises(InputError) as error:
         load_weights(target, tmp_path / "weights.safetensors")
-    assert "weights have other shapes: " in str(error.value)
+    assert "weights of other shapes: " in str(error.value)
     assert "x_embedder.proj.weight [48, 4, 1, 2, 2], expected [48, 16, 1, 2, 2]" in str(error.value)
     assert "for latents of 4 channels, the model for 16" in str(error.value)
     assert "for captions of 16 channels, the model for 24" in str(error.value)
@@ -181,9 +181,7 @@ def test_weights_of_another_model_are_refused_in_one_line_with_the_first_names(t
     wide, _ = published_v1()
     wide["t_block.1.bias"] = torch.zeros(289)
     save_file(wide, tmp_path / "wide.safetensors")
-    with pytest.raises(
-        InputError, match=r"1 weights have other shapes: t_block.1.bias \[289\], expected \[288\]: choose"
-    ):
+    with pytest.raises(InputError, match=r"1 weight of other shapes: t_block.1.bias \[289\], expected \[288\]: choose"):
         load_weights(create_model("stdit-xl/2", **config), tmp_path / "wide.safetensors")
 
 

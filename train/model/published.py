@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import InputError
+from shared.wording import counted
 from train.model.config import DiTConfig, ModelConfig, STDiT3Config, STDiTConfig, config_from_values
 from train.model.positions import rotary_frequencies, spatial_positions, temporal_positions
 from train.model.published_layout import NULL_CAPTION, PATCHES, ROTARY, adapt_published_state
@@ -182,7 +183,7 @@ def _require_shapes(config: ModelConfig, source: str, state: dict[str, Tensor], 
         )
     shapes = [f"{name} {list(state[name].shape)}, expected {list(own[name].shape)}" for name in other]
     hints = hints or ["choose the model and settings that it is for"]
-    raise InputError(f"{source}: {len(other)} weights have other shapes: {_some(shapes)}: {'; '.join(hints)}")
+    raise InputError(f"{source}: {counted(len(other), 'weight')} of other shapes: {_some(shapes)}: {'; '.join(hints)}")
 
 
 def _some(names: Sequence[str]) -> str:

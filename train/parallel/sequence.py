@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shared.errors import InputError
+from shared.wording import counted
 from train.model.layout import Attend, AttendHeads, TokenLayout, WholeLayout
 from train.parallel.exchange import Group, exchange, gather_parts, take_part
 
@@ -77,8 +78,8 @@ def require_degree(degree: int, world_size: int) -> None:
     if degree < 1 or world_size % degree:
         divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
         raise InputError(
-            f"sequence_parallel={degree} does not divide the {world_size} ranks: use {' or '.join(map(str, divisors))}"
-            ", or another number of ranks"
+            f"sequence_parallel={degree} does not divide the {counted(world_size, 'rank')}: use "
+            f"{' or '.join(map(str, divisors))}, or another number of ranks"
         )
 
 
@@ -86,8 +87,8 @@ def require_size(frames: int, frame_tokens: int, degree: int) -> None:
     """Raises :class:`InputError` if some of ``degree`` ranks would have no token."""
     if max(frames, frame_tokens) < degree:
         raise InputError(
-            f"sequence_parallel={degree} cannot spread {frames} frames of {frame_tokens} tokens: use a smaller degree, "
-            "or larger buckets"
+            f"sequence_parallel={degree} cannot spread {counted(frames, 'frame')} of {counted(frame_tokens, 'token')}: "
+            "use a smaller degree, or larger buckets"
         )
 
 

@@ -6,6 +6,7 @@ import torch
 
 from shared.errors import InputError
 from shared.spec import Bucket
+from shared.wording import counted
 from train.building import build_model
 from train.model.flops import training_flop
 from train.planning.activations import meta_model, step_memory
@@ -91,9 +92,10 @@ def require_memory(plan: BucketPlan, device_bytes: float) -> None:
     needed = plan.memory.needed
     if needed > device_bytes:
         raise InputError(
-            f"bucket {plan.bucket}, {plan.micro_batch} samples at a time: needs about {needed / _GIB:.1f} GiB a "
-            f"device, found {device_bytes / _GIB:.1f} GiB: use a smaller --batch-size, --gradient-accumulation, "
-            "--activation-checkpointing auto or full, more ranks, or leave the bucket out with --buckets"
+            f"bucket {plan.bucket}, {counted(plan.micro_batch, 'sample')} at a time: needs about "
+            f"{needed / _GIB:.1f} GiB a device, found {device_bytes / _GIB:.1f} GiB: use a smaller --batch-size, "
+            "--gradient-accumulation, --activation-checkpointing auto or full, more ranks, or leave the bucket out by "
+            "--buckets"
         )
 
 
@@ -108,11 +110,12 @@ def describe(run: CheckedRun, world_size: int) -> str:
     lines = [
         f"model       {config.architecture.model}: {num_parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of "
         f"them trained; {run.objective.name}",
-        f"data        {run.plan.num_samples:,} samples an epoch in {len(run.plan.buckets)} buckets of {run.index.url}",
+        f"data        {counted(run.plan.num_samples, 'sample')} an epoch in "
+        f"{counted(len(run.plan.buckets), 'bucket')} of {run.index.url}",
         f"ranks       {world_size}, ZeRO {parallel.zero_stage}, {parallel.precision}, activation checkpointing "
-        f"{parallel.recomputation}, {config.optimiser.gradient_accumulation} parts a step",
+        f"{parallel.recomputation}, {counted(config.optimiser.gradient_accumulation, 'part')} a step",
         f"steps       {config.steps:,}, lr {config.optimiser.lr:g} {config.optimiser.lr_schedule} after "
-        f"{config.optimiser.warmup_steps} steps of warm-up",
+        f"{counted(config.optimiser.warmup_steps, 'step')} of warm-up",
     ]
     plans = [plan_bucket(run, bucket, world_size) for bucket in largest_buckets(run, _SHOWN)]
     held = plans[0].memory
@@ -131,7 +134,7 @@ def describe(run: CheckedRun, world_size: int) -> str:
     ]
     left = len(run.plan.buckets) - _SHOWN
     if left > 0:
-        lines.append(f"and {left} smaller buckets")
+        lines.append(f"and {counted(left, 'smaller bucket')}")
     if parallel.device_memory_gib is not None:
         require_memory(plans[0], parallel.device_memory_gib * _GIB)
         lines.append(f"fits on devices of {parallel.device_memory_gib:g} GiB")

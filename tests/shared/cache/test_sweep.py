@@ -66,7 +66,7 @@ def test_an_orphan_and_a_leftover_go_once_they_are_old_enough(edited: Cache, wri
     assert str(sweep(edited, DAY)) == "nothing to delete"
     age(edited, 25)
     num_bytes = edited.store.size(shard)
-    expected = f"1 shards ({num_bytes:,} bytes), 1 leftovers (4 bytes)"
+    expected = f"1 shard ({num_bytes:,} bytes), 1 leftover (4 bytes)"
     assert str(sweep(edited, DAY, dry_run=True)) == f"would delete {expected}"
     assert paths(edited) == before | {shard, ".tmp-123-abc"}
     assert str(sweep(edited, DAY)) == f"deleted {expected}"

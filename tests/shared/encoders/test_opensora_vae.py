@@ -169,5 +169,5 @@ def test_weights_that_lack_or_do_not_fit_are_refused(folder: str, tmp_path: Path
     weights = load_file(Path(folder) / "model.safetensors")
     del weights["temporal_vae.quant_conv.conv.bias"]
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=r"1 weights are missing .* temporal_vae.quant_conv.conv.bias"):
+    with pytest.raises(InputError, match=r"1 weight missing .* temporal_vae.quant_conv.conv.bias"):
         VideoAutoencoder.load(str(tmp_path))

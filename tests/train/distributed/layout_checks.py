@@ -85,7 +85,7 @@ def layouts_change_no_value_and_no_gradient(ranks: Ranks, _folder: Path) -> None
 def what_cannot_be_spread_is_told(ranks: Ranks, _folder: Path) -> None:
     for call, message in (
         (lambda: SequenceParallel(ranks.world_size + 1), f"does not divide the {ranks.world_size} ranks: use 1 or"),
-        (lambda: SequenceParallel(ranks.world_size).layout_for(5, 1, 1), "cannot spread 1 frames of 1 tokens"),
+        (lambda: SequenceParallel(ranks.world_size).layout_for(5, 1, 1), "cannot spread 1 frame of 1 token"),
         (lambda: _one_head(ranks), "this model has 1: use at most 1"),
     ):
         try:
