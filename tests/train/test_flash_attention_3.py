@@ -3,6 +3,7 @@
 Its kernels need a GPU; here operators of the same declaration compute the same in plain PyTorch.
 """
 
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -224,6 +225,31 @@ def test_a_library_that_does_not_load_is_left_out_with_a_warning_and_is_an_error
     q = torch.randn(1, 2, 1, 8)
     with pytest.raises(InputError, match="backend 'flash-attn-3': .*_C.so was not loaded: "):
         ours.flash_attention_3(q, q, q)
+
+
+def test_the_runtime_of_cuda_12_is_loaded_first_where_a_package_brings_it(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hasattr(torch.ops.flash_attn_3, "fwd"):
+        pytest.skip("the library itself is loaded")
+    install(packages, "flash_attn_3", "_C.so", "3.0.0")
+    library, runtime = packages / "flash_attn_3/_C.so", packages / "nvidia/cuda_runtime/lib/libcudart.so.12"
+    monkeypatch.setattr(sys, "path", [str(packages)])
+    loaded = []
+
+    def load(path: str) -> None:
+        if path == str(library) and str(runtime) not in loaded:
+            raise OSError("libcudart.so.12: cannot open shared object file")
+        loaded.append(path)
+
+    monkeypatch.setattr(ours.ctypes, "CDLL", load)
+    assert "libcudart.so.12: cannot open shared object file; pip install nvidia-cuda-runtime-cu12" in ours._failure()
+    assert loaded == []
+    runtime.parent.mkdir(parents=True)
+    runtime.touch()
+    clear_caches()
+    assert ours._failure() is None
+    assert loaded == [str(runtime), str(library)]
 
 
 def test_it_is_chosen_for_long_sequences_on_hopper_and_never_for_others(

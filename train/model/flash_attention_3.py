@@ -15,6 +15,7 @@ Letters: B batch, N queries, M keys, H heads, D width of a head, Z sequences end
 import ctypes
 import importlib.metadata
 import importlib.util
+import sys
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -29,6 +30,8 @@ from shared.errors import InputError
 _PACKAGE = "flash_attn_3"
 _XFORMERS = "0.0.34"
 _CUDA_12 = "libcudart.so.12"
+_CUDA_12_RUNTIME = f"nvidia/cuda_runtime/lib/{_CUDA_12}"
+"""Where nvidia-cuda-runtime-cu12 has it."""
 
 
 @cache
@@ -50,7 +53,7 @@ def _files_of(package: str, pattern: str) -> list[Path]:
 @torch.compiler.assume_constant_result
 def usable(device: torch.device) -> bool:
     """Whether a GPU is of the kind that FlashAttention 3 is for, and its library loads; warns if only that fails."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9 or find_library() is None:
+    if device.type != "cuda" or find_library() is None or torch.cuda.get_device_capability(device)[0] != 9:
         return False
     failure = _failure()
     if failure is not None:
@@ -82,8 +85,10 @@ def _failure() -> str | None:
         except OSError as error:
             if _CUDA_12 not in str(error):
                 raise
-            for path in _files_of("nvidia", f"cuda_runtime/lib/{_CUDA_12}")[:1]:
-                ctypes.CDLL(str(path))
+            runtimes = [path for folder in sys.path for path in Path(folder).glob(_CUDA_12_RUNTIME)]
+            if not runtimes:
+                raise
+            ctypes.CDLL(str(runtimes[0]))
             ctypes.CDLL(str(library))
     except OSError as error:
         hint = "; pip install nvidia-cuda-runtime-cu12 brings it" if _CUDA_12 in str(error) else ""
