@@ -12,15 +12,16 @@ import torch
 
 from shared.errors import InputError
 from train.benchmark import images, stdit, step_command
-from train.benchmark.measuring import failed_row, measure
+from train.benchmark.attention_choice import attention_of
+from train.benchmark.measuring import different_variants, failed_row, measure
 from train.benchmark.online import measure_online
 from train.benchmark.online_encoders import EncoderSizes, OnlineWork
 from train.benchmark.parts import PartTimes
 from train.benchmark.step_report import speed_table, tables, time_table
-from train.benchmark.step_settings import ONLINE, STDIT, WAYS
+from train.benchmark.step_settings import IMAGES, ONLINE, STDIT, WAYS
 from train.benchmark.steps import Bench, StepRow, Timing
-from train.benchmark.variants import FUSED, PLAIN, running_as
-from train.model import build_model, model_config
+from train.benchmark.variants import FUSED, FUSED_CUDNN, PLAIN, running_as
+from train.model import attention, build_model, flash_attention_3, model_config
 from train.parallel.ranks import Ranks
 
 TINY = {"depth": 2, "hidden_size": 32, "num_heads": 2, "caption_channels": 16, "model_max_length": 130}
@@ -54,6 +55,32 @@ def test_every_variant_of_a_row_is_measured_with_its_parts(
         assert sum(ms for part, ms in row.parts_ms.items() if part != "all") == pytest.approx(row.parts_ms["all"])
         assert row.parts_ms["mlp"] > 0
     assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_ours_runs_with_cudnn_too_only_where_it_takes_flash_attention_3(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, settings = torch.device("cuda", 0), {setting.name: setting for setting in (*STDIT, *IMAGES)}
+
+    def with_cudnn() -> set[str]:
+        return {name for name, each in settings.items() if FUSED_CUDNN in different_variants(each, {}, gpu)}
+
+    monkeypatch.setattr(flash_attention_3, "usable", lambda device: device.type == "cuda")
+    monkeypatch.setattr(attention, "installed_packages", lambda: ())
+    assert with_cudnn() == set()
+    monkeypatch.setattr(attention, "installed_packages", lambda: ("flash-attn-3",))
+    long = {f"stdit-xl/2 {size}" for size in ("16x512", "64x512", "256x512, 2 GPUs a sample")}
+    assert with_cudnn() == long | {f"dit-xl/2 {size}" for size in ("16x256", "16x512", "64x512", "256x512")}
+    alone = dataclasses.replace(STDIT[0], variants=(FUSED_CUDNN,))
+    assert different_variants(alone, {}, gpu) == (FUSED_CUDNN,)
+
+    config = model_config("dit-xl/2")
+    used = {v.name: attention_of(v, config, (16, 32, 32), gpu) for v in (PLAIN, FUSED, FUSED_CUDNN)}
+    assert used == {"plain": "flash", "ours": "flash-attn-3", "ours, cuDNN attention": "cudnn"}
+    assert attention_of(FUSED, model_config("stdit-xl/2"), (16, 32, 32), gpu) == "cudnn"
+    (row,) = measure(_tiny("stdit-xl/2 16x256", variants=(FUSED,)), ranks, QUICK, overrides=TINY, trace=None)
+    assert row.attention == "PyTorch's flash"
+    assert "| attention |" in speed_table([row])
 
 
 def test_fewer_blocks_are_scaled_to_all(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:

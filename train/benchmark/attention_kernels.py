@@ -22,19 +22,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.errors import InputError
+from train.benchmark.attention_choice import ATTENTION_NAMES
 from train.benchmark.gpu_time import gpu_milliseconds
 from train.model.attention import PACKAGES, AttentionBackend, attention, installed_packages
 
 _HEADS, _HEAD_WIDTH = 16, 72
 _SHAPES = ((256, 256), (64, 1024), (2, 4096), (1, 65536))
 _PADDED_WIDTHS = (80, 96, 128)
-_NAMES: dict[AttentionBackend, str] = {
-    "cudnn": "cuDNN",
-    "flash": "PyTorch's flash",
-    "flash-attn": "flash-attn 2",
-    "flash-attn-3": "flash-attn 3",
-}
-_BASELINE = _NAMES["cudnn"]
+_OF_PYTORCH: tuple[AttentionBackend, ...] = ("cudnn", "flash")
+_BASELINE = ATTENTION_NAMES["cudnn"]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -112,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def missing() -> list[str]:
     """Returns the names of the packages that are not installed."""
-    return [_NAMES[name] for name in PACKAGES if name not in installed_packages()]
+    return [ATTENTION_NAMES[name] for name in PACKAGES if name not in installed_packages()]
 
 
 def ways() -> dict[str, Attend]:
@@ -124,9 +120,9 @@ def ways() -> dict[str, Attend]:
     def padded_to(width: int) -> Attend:
         return lambda q, k, v: padded_attention(q, k, v, width, SDPBackend.CUDNN_ATTENTION)
 
-    kernels = {_NAMES[backend]: by(backend) for backend in _NAMES if backend not in PACKAGES}
+    kernels = {ATTENTION_NAMES[name]: by(name) for name in _OF_PYTORCH}
     kernels |= {f"{_BASELINE}, padded to {width}": padded_to(width) for width in _PADDED_WIDTHS}
-    return kernels | {_NAMES[name]: by(name) for name in installed_packages()}
+    return kernels | {ATTENTION_NAMES[name]: by(name) for name in installed_packages()}
 
 
 def padded_attention(

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from train.benchmark.attention_choice import ATTENTION_NAMES, attention_of
 from train.benchmark.step_settings import Setting
 from train.benchmark.steps import Bench, StepRow, Timing, free_memory
-from train.benchmark.variants import Variant, running_as
+from train.benchmark.variants import FUSED, FUSED_CUDNN, Variant, running_as
+from train.model import model_config
 from train.parallel.ranks import Ranks
 from train.peak import find_peak
 
@@ -74,7 +76,7 @@ def measure(
     trace: Path | None,
     device_memory_gib: float | None = None,
 ) -> list[StepRow]:
-    """Returns a row for each variant of a setting.
+    """Returns a row for each variant of a setting, but for one with cuDNN's attention beside one that takes it anyway.
 
     Args:
         setting: What is trained.
@@ -84,6 +86,7 @@ def measure(
         trace: A folder for a trace of a step of each variant, for chrome://tracing; None keeps none.
         device_memory_gib: For checkpointing ``auto``; None: what the device has.
     """
+    variants = different_variants(setting, overrides, ranks.device)
     depths: Sequence[int | None] = (None,) if setting.blocks is None else (setting.blocks // 2, setting.blocks)
     shorter: dict[str, float] = {}
     rows: dict[str, StepRow] = {}
@@ -94,7 +97,7 @@ def measure(
             lambda depth=depth: Bench(setting, ranks, overrides, depth, device_memory_gib),  # type: ignore[misc]
         )
         is_last = depth == depths[-1]
-        for variant in setting.variants:
+        for variant in variants:
             if variant.name in rows and rows[variant.name].error:  # with half the blocks already
                 continue
 
@@ -107,6 +110,20 @@ def measure(
             rows[variant.name] = benches.measure(variant, measured)
         benches.close()
     return list(rows.values())
+
+
+def different_variants(setting: Setting, overrides: dict[str, Any], device: torch.device) -> Sequence[Variant]:
+    """Returns the variants of a setting without that of cuDNN's attention, if ours takes that by itself.
+
+    Args:
+        setting: What is trained.
+        overrides: Settings of the model.
+        device: Where it runs.
+    """
+    chosen = attention_of(FUSED, model_config(setting.model, **overrides), setting.latent_size, device)
+    if chosen == "flash-attn-3" or FUSED not in setting.variants:
+        return setting.variants
+    return [variant for variant in setting.variants if variant is not FUSED_CUDNN]
 
 
 def measure_variant(
@@ -152,6 +169,7 @@ def measure_variant(
         variant=variant.name,
         batch=setting.batch,
         num_ranks=ranks.world_size,
+        attention=ATTENTION_NAMES[attention_of(variant, bench.config, setting.latent_size, ranks.device)],
         recomputed=str(bench.recomputation),
         step_ms=seconds * 1000,
         samples_per_second=samples,

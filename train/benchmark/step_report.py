@@ -31,6 +31,7 @@ def speed_table(rows: Sequence[StepRow]) -> str:
         {
             "what": lambda row: row.setting,
             "variant": lambda row: row.variant,
+            "attention": lambda row: row.attention,
             "batch": lambda row: str(row.batch),
             "computed again": lambda row: "" if row.recomputed == "none" else row.recomputed,
             f"samples/s{each}": lambda row: row.error or _number(row.samples_per_second, ".4g"),

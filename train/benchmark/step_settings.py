@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from train.benchmark.variants import FUSED, PLAIN, Variant
+from train.benchmark.variants import FUSED, FUSED_CUDNN, PLAIN, Variant
 from train.config.parallel import Checkpointing
 from train.ops.reference import KERNELS
+
+SPATIAL_STRIDE = 8
+"""Pixels by which latents are smaller."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,13 +18,14 @@ class Setting:
     model: str
     frames: int
     size: int
-    """Pixels of height and width; latents are 8 times smaller."""
+    """Pixels of height and width."""
     batch: int
     """Samples of a rank, or of the ranks that share their samples."""
     checkpointing: Checkpointing = "none"
     labels: bool = False
     """Class labels in place of captions."""
-    variants: tuple[Variant, ...] = (PLAIN, FUSED)
+    variants: tuple[Variant, ...] = (PLAIN, FUSED, FUSED_CUDNN)
+    """FUSED_CUDNN beside FUSED is run only where FUSED takes FlashAttention 3."""
     published: float | None = None
     """Tokens (of images: images) a second that Open-Sora v1.0's acceleration page gives for one H800."""
     published_of: Mapping[str, float] = field(default_factory=dict)
@@ -48,12 +52,17 @@ class Setting:
         where there are none."""
         return not parts or any(f" {part}" in f" {self.name}" for part in parts)
 
+    @property
+    def latent_size(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of the latents."""
+        return self.frames, self.size // SPATIAL_STRIDE, self.size // SPATIAL_STRIDE
+
     def published_for(self, variant: str) -> float | None:
         """Returns what was published for a variant, or None."""
         return self.published_of.get(variant, self.published)
 
 
-_CUDNN = Variant(name="plain, cuDNN attention", kernels=(), backend=None, transposes=True)
+_CUDNN = Variant(name="plain, cuDNN attention", kernels=(), backend="cudnn", transposes=True)
 
 IMAGES = (
     Setting(
@@ -80,6 +89,7 @@ _EACH_PART = (
     _CUDNN,
     *(Variant(name=f"plain, fused {name}", kernels=(name,), backend="flash", transposes=True) for name in KERNELS),
     FUSED,
+    FUSED_CUDNN,
 )
 
 STDIT = (
@@ -90,7 +100,7 @@ STDIT = (
     Setting(model="dit-xl/2", frames=16, size=512, batch=2, published=14_000),
     Setting(model="dit-xl/2", frames=64, size=512, batch=1, checkpointing="full", published=5_000),
     Setting(
-        model="dit-xl/2", frames=256, size=512, batch=1, checkpointing="full", blocks=4, variants=(FUSED,)
+        model="dit-xl/2", frames=256, size=512, batch=1, checkpointing="full", blocks=4, variants=(FUSED, FUSED_CUDNN)
     ),  # without the plain form: a step takes long, and nothing was published for it
     Setting(model="stdit3-xl/2", frames=16, size=256, batch=4, checkpointing="auto"),
     Setting(
@@ -100,7 +110,7 @@ STDIT = (
         batch=1,
         checkpointing="full",
         published=18_000,
-        variants=(FUSED,),
+        variants=(FUSED, FUSED_CUDNN),
         num_ranks=2,
         sequence_parallel=2,
     ),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shared.errors import InputError
 from train.benchmark.parts import PartTimes
-from train.benchmark.step_settings import Setting
+from train.benchmark.step_settings import SPATIAL_STRIDE, Setting
 from train.benchmark.variants import Variant, running_as
 from train.config import TrainConfig
 from train.data import Batch
@@ -38,7 +38,6 @@ from train.step import TrainingStep
 
 CAPTION_TOKENS = 120
 """Valid tokens of every caption; STDiT3 sees them padded to as many as it takes."""
-_SPATIAL_STRIDE = 8
 _NUM_CLASSES = 1000
 _BATCHES = 4
 _PART_STEPS = 2
@@ -65,6 +64,8 @@ class StepRow:
     batch: int
     """Samples of a rank, or of the ranks that share their samples."""
     num_ranks: int = 1
+    attention: str = ""
+    """The kernel of attention in space or among all tokens."""
     recomputed: str = ""
     """What of the blocks, as ``--activation-checkpointing`` says it."""
     step_ms: float = math.nan
@@ -132,7 +133,7 @@ class Bench:
         self.recomputation = Recomputation(mode="none")
         self._fitting: dict[Variant, Recomputation] = {}
         self._engine, masters = build_engine(self.model, run, ranks.device, ranks.world_size)
-        self._objective = create_objective(None, model=setting.model, spatial_stride=_SPATIAL_STRIDE)
+        self._objective = create_objective(None, model=setting.model, spatial_stride=SPATIAL_STRIDE)
         self._step = TrainingStep(self._engine, self.model, self._objective)
         assert run.optimiser.ema_decay is not None
         self._ema = Ema(masters, run.optimiser.ema_decay)
@@ -148,13 +149,8 @@ class Bench:
     @property
     def tokens(self) -> int:
         """Tokens of a sample."""
-        frames, rows, columns = self.whole.grid(self._latent_size)
+        frames, rows, columns = self.whole.grid(self.setting.latent_size)
         return frames * rows * columns
-
-    @property
-    def _latent_size(self) -> tuple[int, int, int]:
-        pixels = self.setting.size // _SPATIAL_STRIDE
-        return self.setting.frames, pixels, pixels
 
     def recompute_for(self, variant: Variant) -> None:
         """Has the blocks compute again what the setting says: for ``auto``, the least with which a variant fits.
@@ -182,7 +178,7 @@ class Bench:
                     self._objective,
                     options,
                     num_samples=self.setting.batch,
-                    latent_shape=(config.in_channels, *self._latent_size),
+                    latent_shape=(config.in_channels, *self.setting.latent_size),
                     captions=(config.model_max_length, config.caption_channels),
                     world_size=self._ranks.world_size,
                 )
@@ -194,7 +190,7 @@ class Bench:
 
     def flop(self) -> float:
         """Returns the model's operations of a step, all blocks and all ranks of a sample, recomputation not counted."""
-        frames, rows, columns = self.whole.grid(self._latent_size)
+        frames, rows, columns = self.whole.grid(self.setting.latent_size)
         of_one = training_flop(
             self.whole,
             num_frames=frames,
@@ -206,7 +202,7 @@ class Bench:
     def _random_batch(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         B, config, on_gpu = self.setting.batch, self.whole, self._ranks.device.type == "cuda"
-        latents = torch.randn(B, config.in_channels, *self._latent_size, generator=generator).bfloat16()
+        latents = torch.randn(B, config.in_channels, *self.setting.latent_size, generator=generator).bfloat16()
         captions, mask = self._random_captions(config, generator)
         size = torch.full((B,), float(self.setting.size))
         batch = Batch(

@@ -35,6 +35,8 @@ PLAIN = Variant(name="plain", kernels=(), backend="flash", transposes=True)
 """As the published code runs."""
 FUSED = Variant(name="ours", kernels=KERNELS, backend=None)
 """As the trainer runs."""
+FUSED_CUDNN = Variant(name="ours, cuDNN attention", kernels=KERNELS, backend="cudnn")
+"""The same without FlashAttention 3."""
 
 
 class _TransposingLayout(WholeLayout):
