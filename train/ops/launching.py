@@ -20,7 +20,7 @@ def launches_directly(x: Tensor) -> bool:
     It must know when it compiles a graph, when a mode looks on (selective checkpointing is one), and when tensors have
     no content.
     """
-    return not x.is_meta and _get_current_dispatch_mode() is None and not torch.compiler.is_compiling()
+    return not (torch.compiler.is_compiling() or x.is_meta or _get_current_dispatch_mode() is not None)
 
 
 class Launch:

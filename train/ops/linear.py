@@ -81,7 +81,7 @@ class _LinearGelu(torch.autograd.Function):
 
 
 def _by_function(kernel: Kernel, x: Tensor, bias: Tensor) -> bool:
-    return kernel_wanted(kernel, x) and bias.dtype == x.dtype and not (x.is_meta or torch.compiler.is_compiling())
+    return not (torch.compiler.is_compiling() or x.is_meta) and kernel_wanted(kernel, x) and bias.dtype == x.dtype
 
 
 def linear(

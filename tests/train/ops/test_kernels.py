@@ -201,12 +201,20 @@ def test_equal_inputs_give_equal_gradients_bit_for_bit() -> None:
 
 
 def test_kernels_do_not_break_a_compiled_graph() -> None:
-    def block(x: Tensor, qkv_weight: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def block(x: Tensor, qkv_weight: Tensor, weight: Tensor, bias: Tensor, modulation: Tensor) -> Tensor:
+        gate, shift, scale = modulation.unbind(1)
         h = norm_modulate(x, shift, scale)
         h = time_attention((h @ qkv_weight).unflatten(3, (3, 2, 64))).flatten(3)
+        h = linear_gelu(linear(h, weight, bias), weight, bias)
         return gate_add_norm_modulate(x, h, gate, shift, scale)[1]
 
-    inputs = [_random(2, 4, 6, 128), _random(128, 384) / 12, *_random(2, 3, 1, 128).unbind(1)]
+    inputs = [
+        _random(2, 4, 6, 128),
+        _random(128, 384) / 12,
+        _random(128, 128) / 12,
+        _random(128),
+        _random(2, 3, 1, 128),
+    ]
     grads = [_random(2, 4, 6, 128)]
     compiled = torch.compile(block, fullgraph=True)
     ours, right = (_results(f, inputs, grads, torch.float32) for f in (compiled, block))
