@@ -33,10 +33,6 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
         self.k_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
 
-    def heads(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S 3 H P"]:
-        """Returns queries, keys and values, not yet normalised."""
-        return self.qkv(x).unflatten(3, (3, self.num_heads, -1))
-
     def normed(self, q: Float[Tensor, "... P"], k: Float[Tensor, "... P"]) -> tuple[Tensor, Tensor]:
         """Returns queries and keys, normalised if the model does that."""
         if self.q_norm is None or self.k_norm is None:
@@ -57,7 +53,8 @@ class SpaceAttention(SelfAttention):
         return layout.along_space(x, self._within_frames)
 
     def _within_frames(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
-        q, k, v = self.heads(x).flatten(0, 1).unbind(2)  # (B*T, S, H, P) each
+        B, T, S, _ = x.shape
+        q, k, v = self.qkv(x).view(B * T, S, 3, self.num_heads, -1).unbind(2)  # (B*T, S, H, P) each
         return self.proj(self.attend(*self.normed(q, k), v).reshape(x.shape))
 
 
@@ -84,7 +81,7 @@ class TimeAttention(SelfAttention):
         k_norm = None if self.k_norm is None else self.k_norm.weight
 
         def along_time(x: Tensor) -> Tensor:
-            qkv = self.heads(x if positions is None else x + positions)
+            qkv = self.qkv(x if positions is None else x + positions).view(*x.shape[:3], 3, self.num_heads, -1)
             return self.proj(time_attention(qkv, q_norm=q_norm, k_norm=k_norm, rope=rope).flatten(3))
 
         return layout.along_time(x, along_time)
@@ -95,8 +92,8 @@ class FullAttention(SelfAttention):
 
     def forward(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float[Tensor, "B T S D"]:
         # taken apart as (B*T*S, 3, H, P): PyTorch joins gradients of up to 4 dimensions in one pass
-        parts = self.heads(x).flatten(0, 2).unbind(1)
-        q, k, v = (part.unflatten(0, x.shape[:3]) for part in parts)  # (B, T, S, H, P) each
+        parts = self.qkv(x).view(x.shape[:3].numel(), 3, self.num_heads, -1).unbind(1)
+        q, k, v = (part.view(*x.shape[:3], *part.shape[1:]) for part in parts)  # (B, T, S, H, P) each
         return self.proj(layout.along_all(*self.normed(q, k), v, self.attend).reshape(x.shape))
 
 
@@ -115,6 +112,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T S D"], y: Float[Tensor, "B L D"], keys: KeyMask | None
     ) -> Float[Tensor, "B T S D"]:
-        q = self.q_linear(x).flatten(1, 2).unflatten(2, (self.num_heads, -1))
-        kv = self.kv_linear(y).unflatten(2, (2, self.num_heads, -1))  # (B, L, 2, H, P)
+        (B, T, S, _), L = x.shape, y.shape[1]
+        q = self.q_linear(x).view(B, T * S, self.num_heads, -1)
+        kv = self.kv_linear(y).view(B, L, 2, self.num_heads, -1)
         return self.proj(caption_attention(q, kv, keys, backend=self.backend).reshape(x.shape))

@@ -104,7 +104,7 @@ class TransformerBlock(Block):
             layout: Where the tokens lie.
             rope: Angles of the frames, for attention along time.
         """
-        modulation = self.scale_shift_table + t.unflatten(2, (6, -1))  # (B, G, 6, D)
+        modulation = self.scale_shift_table + t.view(*t.shape[:2], 6, -1)  # (B, G, 6, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
         x, h = enter(stream, shift_msa, scale_msa)
         h = self.attn(h, layout) if rope is None else self.attn(h, layout, rope=rope)

@@ -67,7 +67,7 @@ class STDiTBlock(Block):
             layout: Where the tokens lie.
             time_positions: Added to what attends along time.
         """
-        modulation = self.scale_shift_table + t.unflatten(2, (6, -1))  # (B, 1, 6, D)
+        modulation = self.scale_shift_table + t.view(*t.shape[:2], 6, -1)  # (B, 1, 6, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
         x, h = enter(stream, shift_msa, scale_msa)
         x = gate_add(x, self.attn(h, layout), gate_msa)
