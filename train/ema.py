@@ -6,9 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from train.ops.moving_average import follow
-from train.parallel.master_weights import MasterWeights
-from train.parallel.verdict import Verdict
+from train.parallel.master_weights import Following, MasterWeights
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -39,18 +37,10 @@ class Ema:
         """This rank's part of the average, flat, in float32, by parameter."""
         return self._averages
 
-    @torch.no_grad()
-    def update(self, step: int, verdict: Verdict) -> None:
-        """Takes the weights after ``step`` (counted from 0) into the average, if the step was taken.
-
-        Where the host does not know that yet, it does not wait: the device leaves out what is to be left out.
-        """
-        share, current = 1 - decay_at(step, self._decay), self._masters.flats()
-        if verdict.known is None:
-            for average, values in zip(self._flats, current, strict=True):
-                follow(average, values, share, verdict.taken)
-        elif verdict.known and self._flats:
-            torch._foreach_lerp_(self._flats, current, share)
+    def following(self, step: int) -> Following:
+        """Returns how the average is to follow ``step`` (counted from 0); what takes the step has it follow."""
+        share = 1 - decay_at(step, self._decay)
+        return Following(averages=self._flats, weights=self._masters.flats(), share=share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from train.diffusion.objective import Objective
 from train.diffusion.terms import LossTerms
 from train.loss import batch_loss
 from train.ops.cpu_bfloat16 import bfloat16_products
+from train.parallel.master_weights import Following
 from train.parallel.verdict import Verdict
 from train.parallel.zero import take_step
 
@@ -64,12 +65,13 @@ class TrainingStep:
         wants_size = getattr(self._model, "wants_size", False)
         return batch_loss(self._engine, self._objective, batch, wants_size=wants_size, frame_mask=frame_mask)
 
-    def take(self, batch: Batch, lr: float) -> StepResult:
+    def take(self, batch: Batch, lr: float, following: Following | None = None) -> StepResult:
         """Takes one step, unless its loss or gradient is no finite number on any rank. All ranks call it.
 
         Args:
             batch: This rank's, on its device.
             lr: The learning rate.
+            following: An average that follows the step if it is taken.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -81,7 +83,7 @@ class TrainingStep:
             if index + 1 < self._accumulation:
                 self._engine.step()  # counts the part; the optimiser's step comes after the last
             parts.append(terms)
-        norm, verdict = take_step(self._engine, self._model)
+        norm, verdict = take_step(self._engine, self._model, following)
         return StepResult(terms=_joined(parts), grad_norm=norm, verdict=verdict)
 
 

@@ -178,11 +178,10 @@ class Trainer:
             wait_seconds = time.perf_counter() - waiting_since - batch.encode_seconds
             stop_wanted = ranks.ask(lambda: stop.received)  # the answer comes while the step is being launched
             lr = learning_rate(step, config.optimiser, config.decay_steps)
-            result = self._step.take(batch.to(ranks.device), lr)
+            following = None if self._ema is None else self._ema.following(step)
+            result = self._step.take(batch.to(ranks.device), lr, following)
             taken = step + 1
             guard.check(taken, batch, result)
-            if self._ema is not None:
-                self._ema.update(step, result.verdict)
             totals.add(result, batch, self._run.model_config, wait_seconds)
             num_skipped += batch.num_skipped
             stopping = stop_wanted()

@@ -243,9 +243,7 @@ class Bench:
         if self.prepare is not None:
             with parts.span("encoders"):
                 batch = self.prepare(batch)
-        result = self._step.take(batch, self._lr)
-        with parts.span("optimiser"):
-            self._ema.update(self._taken, result.verdict)
+        result = self._step.take(batch, self._lr, self._ema.following(self._taken))
         if self._before is not None:  # as the trainer does
             self._before.wait()
         self._before = result.verdict

@@ -1,5 +1,5 @@
 # ruff: noqa: F722  (jaxtyping's shapes are not forward references)
-"""AdamW over flat tensors in one pass: gradient, float32 weights and moments, and the weights that the model reads.
+"""AdamW over flat tensors in one pass: gradient, float32 weights, moments, their average, and what the model reads.
 
 On a GPU it is one Triton kernel (``adamw_kernels``); elsewhere, and as what the kernel is tested against, plain
 PyTorch. Nothing of it is known to the host: whether the step is taken at all, how many were taken, and what follows
@@ -66,6 +66,8 @@ def adamw_step(
     model_weights: Float[Tensor, " N"],
     factors: Float[Tensor, " 4"],
     settings: AdamWSettings,
+    average: Float[Tensor, " N"] | None = None,
+    share: float = 0.0,
 ) -> None:
     """Takes a step in place, or none if the factors say so. All tensors are contiguous.
 
@@ -77,13 +79,16 @@ def adamw_step(
         model_weights: Become the weights, rounded to their type.
         factors: See :func:`step_factors`.
         settings: Of the step.
+        average: A moving average of the weights, float32, that follows them; None: there is none.
+        share: By which share of the way to the new weights.
     """
+    tensors = gradient, weights, exp_avg, exp_avg_sq, model_weights
     if gradient.is_cuda:
         from train.ops import adamw_kernels
 
-        adamw_kernels.step(gradient, weights, exp_avg, exp_avg_sq, model_weights, factors, settings)
+        adamw_kernels.step(*tensors, factors, settings, average, share)
     else:
-        adamw_reference(gradient, weights, exp_avg, exp_avg_sq, model_weights, factors, settings)
+        adamw_reference(*tensors, factors, settings, average, share)
 
 
 def adamw_reference(
@@ -94,6 +99,8 @@ def adamw_reference(
     model_weights: Float[Tensor, " N"],
     factors: Float[Tensor, " 4"],
     settings: AdamWSettings,
+    average: Float[Tensor, " N"] | None = None,
+    share: float = 0.0,
 ) -> None:
     """:func:`adamw_step` in plain PyTorch. It waits for the device."""
     scale, step_size, inverse_root, taken = factors.unbind()
@@ -106,3 +113,5 @@ def adamw_reference(
     denominator = exp_avg_sq.sqrt().mul_(inverse_root).add_(settings.eps)
     weights.sub_((exp_avg / denominator).mul_(step_size))
     model_weights.copy_(weights)
+    if average is not None:
+        average.lerp_(weights, share)

@@ -9,7 +9,8 @@ between the backward pass and those is this module's:
   where its owner is, at stage 2 while the backward pass goes on, and what other ranks own is freed; the sum becomes a
   mean in the step itself.
 - The norm is computed over buckets, and stays on the device, as does the decision whether a step is taken.
-- The step is one kernel a bucket (:mod:`train.ops.adamw`): gradient, master weights, moments, the model's weights.
+- The step is one kernel a bucket (:mod:`train.ops.adamw`): gradient, master weights, moments, the weights' moving
+  average, the model's weights.
 
 Gradients that are computed in parts, and an optimiser on the CPU, stay with DeepSpeed.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from train.ops.adamw import AdamWSettings, adamw_step, step_factors
 from train.parallel.buckets import BUCKET_ELEMENTS, STAGING_BUFFERS, Bucket, Slice, cut_into_buckets
+from train.parallel.master_weights import Following
 from train.parallel.verdict import Verdict
 
 
@@ -60,6 +62,8 @@ class LeanZero:
         """Of the last step's gradient before clipping, over all ranks."""
         self.verdict: Verdict | None = None
         """On the last step."""
+        self.following: Following | None = None
+        """What is to follow the next step."""
 
     def _begin(self) -> None:
         """Makes ready for the next backward pass."""
@@ -158,7 +162,10 @@ class LeanZero:
         self.verdict = Verdict(factors[3])
         while self._pieces:
             bucket, gradient = self._pieces.pop()
-            own = slice(bucket.offset, bucket.offset + bucket.numel)
+            own, average, share = slice(bucket.offset, bucket.offset + bucket.numel), None, 0.0
+            if self.following is not None:
+                (flat,), share = self.following.averages, self.following.share
+                average = flat[own]
             adamw_step(
                 gradient,
                 master[own],
@@ -167,7 +174,10 @@ class LeanZero:
                 model_weights[own],
                 factors,
                 settings,
+                average,
+                share,
             )
+        self.following = None
         all_gather_dp_groups(
             groups_flat=zero.bit16_groups_flat,
             partitioned_param_groups=zero.parallel_partitioned_bit16_groups,

@@ -35,6 +35,23 @@ class _Place:
         return values.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Following:
+    """A moving average that is to follow a step, if it is taken."""
+
+    averages: list[Tensor]
+    """Like :meth:`MasterWeights.flats`."""
+    weights: list[Tensor]
+    """Those."""
+    share: float
+    """Of the way to the new weights by which the average moves."""
+
+    def follow(self) -> None:
+        """Lets the average follow a step that was taken."""
+        if self.averages:
+            torch._foreach_lerp_(self.averages, self.weights, self.share)
+
+
 class MasterWeights:
     """The float32 masters of a model, and which part of them this rank holds.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from train.config import TrainConfig
 from train.parallel.buckets import uses_buckets
 from train.parallel.lean_zero import LeanZero
-from train.parallel.master_weights import MasterWeights
+from train.parallel.master_weights import Following, MasterWeights
 from train.parallel.verdict import Verdict
 
 
@@ -73,24 +73,37 @@ def _is_bfloat16(config: TrainConfig) -> bool:
     return config.parallel.precision == "bfloat16"
 
 
-def take_step(engine: Any, model: nn.Module) -> tuple[Tensor, Verdict]:
+def take_step(engine: Any, model: nn.Module, following: Following | None = None) -> tuple[Tensor, Verdict]:
     """Takes the optimiser's step with the gradients at hand, unless they are no finite numbers.
 
-    Returns their norm before clipping, and whether the step was taken: both are the same on all ranks.
+    Args:
+        engine: DeepSpeed's.
+        model: The module inside it.
+        following: An average that follows the step if it is taken.
+
+    Returns:
+        The gradient's norm before clipping, and whether the step was taken: both are the same on all ranks.
     """
     lean: LeanZero | None = engine.lean_zero
     if lean is not None:
+        lean.following = following
         engine.step()
         assert lean.verdict is not None
         return lean.norm, lean.verdict
-    device = next(model.parameters()).device
+    norm, applied = _step_of_deepspeed(engine, model)
+    if applied and following is not None:
+        following.follow()
+    return norm, Verdict.of(applied, next(model.parameters()).device)
+
+
+def _step_of_deepspeed(engine: Any, model: nn.Module) -> tuple[Tensor, bool]:
     if isinstance(engine.optimizer, torch.optim.Optimizer):  # DeepSpeed then clips without looking at the norm
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         if not norm.isfinite():
             engine.zero_grad()
             engine.micro_steps += 1  # as its step does, so that it counts the parts of the next batch right
-            return norm, Verdict.of(False, device)
+            return norm, False
         engine.step()
-        return norm, Verdict.of(True, device)
+        return norm, True
     engine.step()
-    return torch.as_tensor(engine.get_global_grad_norm()), Verdict.of(bool(engine.was_step_applied()), device)
+    return torch.as_tensor(engine.get_global_grad_norm()), bool(engine.was_step_applied())

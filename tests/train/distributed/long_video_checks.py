@@ -41,8 +41,7 @@ def a_video_of_262k_tokens_trains(ranks: Ranks, folder: Path) -> None:
         batch = _batch(number).to(ranks.device)
         torch.cuda.synchronize()
         start = time.perf_counter()
-        result = step.take(batch, 1e-4)
-        ema.update(number, result.verdict)
+        result = step.take(batch, 1e-4, ema.following(number))
         losses.append(float(result.terms.loss.mean()))
         seconds.append(time.perf_counter() - start)
         assert result.applied

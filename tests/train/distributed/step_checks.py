@@ -84,13 +84,12 @@ def a_step_that_is_not_finite_on_one_rank_is_taken_by_none(ranks: Ranks, _folder
         engine, masters = build_engine(model, config, ranks.device, ranks.world_size)
         step, ema = TrainingStep(engine, model, objective_of("stdit-ti/2")), Ema(masters, DECAY)
         batch = batch_of(0).to(ranks.device)
-        ema.update(0, step.take(batch, LR).verdict)
+        step.take(batch, LR, ema.following(0))
         before = {**whole_values(masters, ema), **{n: p.detach().clone() for n, p in model.named_parameters()}}
         factor = torch.inf if ranks.rank == ranks.world_size - 1 else 1.0
         broken = model.final_layer.linear.bias.register_hook(lambda gradient, factor=factor: gradient * factor)
-        result = step.take(batch, LR)
+        result = step.take(batch, LR, ema.following(1))
         broken.remove()
-        ema.update(1, result.verdict)
         assert not result.applied
         assert masters.steps() == 1
         after = {**whole_values(masters, ema), **dict(model.named_parameters())}
@@ -127,8 +126,7 @@ def steps_are_launched_without_waiting(ranks: Ranks, _folder: Path) -> None:
                     if number == 2:  # kernels are compiled, tables are made
                         torch.cuda.synchronize()
                         torch.cuda.set_sync_debug_mode("error")
-                    result = step.take(batch.to(ranks.device), LR)
-                    ema.update(number, result.verdict)
+                    result = step.take(batch.to(ranks.device), LR, ema.following(number))
                     totals.add(result, batch, model.config, 0.0)  # type: ignore[arg-type]
                     if before is not None:
                         assert before.wait()

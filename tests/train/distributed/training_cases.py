@@ -145,9 +145,8 @@ def trained(ranks: Ranks, name: str, **options: Any) -> Outcome:
     for number in range(len(SIZES)):
         whole = batch_of(number)
         mine = rows_of(whole, rank_slots(BATCH, ranks.data_rank, ranks.num_data_ranks))
-        result = step.take(mine.to(ranks.device), LR)
+        result = step.take(mine.to(ranks.device), LR, ema.following(number))
         assert result.applied
-        ema.update(number, result.verdict)
         by_rank = ranks.gather(result.terms.loss.detach().cpu())
         losses.append(torch.cat(by_rank[:: config.parallel.sequence_parallel]))
         norms.append(float(result.grad_norm))

@@ -103,7 +103,7 @@ def the_average_can_take_the_models_place(ranks: Ranks, _folder: Path) -> None:
             objective = objective_of("stdit-ti/2")
             step, ema = TrainingStep(engine, model, objective), Ema(masters, DECAY)
             batch = batch_of(0).to(ranks.device)
-            ema.update(0, step.take(batch, LR).verdict)
+            step.take(batch, LR, ema.following(0))
             before = step.loss(batch).loss.detach().clone()
             averaged = small_model("stdit-ti/2").to(ranks.device)
             for name, parameter in averaged.named_parameters():

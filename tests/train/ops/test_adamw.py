@@ -1,11 +1,10 @@
-"""AdamW and the moving average over flat tensors, against PyTorch's own in float64; on a GPU their kernels."""
+"""AdamW and the weights' moving average over flat tensors, against PyTorch in float64; on a GPU the kernel."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from train.ops.adamw import AdamWSettings, adamw_step, step_factors
-from train.ops.moving_average import follow
 
 DEVICES = [
     "cpu",
@@ -15,7 +14,7 @@ DEVICES = [
     ),
 ]
 SETTINGS = AdamWSettings(lr=3e-3, betas=(0.9, 0.98), eps=1e-4, weight_decay=0.03)
-CLIP = 0.7
+CLIP, SHARE = 0.7, 0.3
 
 
 class Flat:
@@ -25,12 +24,17 @@ class Flat:
         self.weights = torch.randn(numel, device=device)
         self.moments = [torch.zeros(numel, device=device) for _ in range(2)]
         self.in_model = torch.zeros(numel + 2, device=device, dtype=dtype)[2:]  # as odd ranks' parts begin
+        self.average = torch.randn(numel, device=device)
         self.steps = torch.zeros((), device=device)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.weights, *self.moments, self.in_model, self.average, self.steps]
 
     def step(self, gradient: Tensor, *, num_summed: int = 1, settings: AdamWSettings = SETTINGS) -> Tensor:
         norm = gradient.float().norm() / num_summed
         factors = step_factors(norm, self.steps, settings, max_norm=CLIP, num_summed=num_summed)
-        adamw_step(gradient, self.weights, *self.moments, self.in_model, factors, settings)
+        adamw_step(gradient, self.weights, *self.moments, self.in_model, factors, settings, self.average, SHARE)
         return factors
 
 
@@ -40,7 +44,7 @@ class Flat:
 def test_steps_are_those_of_pytorchs_adamw_and_those_that_are_not_finite_are_left_out(device, dtype, numel):
     torch.manual_seed(0)
     flat = Flat(numel, device, dtype)
-    right = flat.weights.double().requires_grad_()
+    right, average = flat.weights.double().requires_grad_(), flat.average.double()
     optimizer = torch.optim.AdamW(
         [right], lr=SETTINGS.lr, betas=SETTINGS.betas, eps=SETTINGS.eps, weight_decay=SETTINGS.weight_decay
     )
@@ -53,9 +57,12 @@ def test_steps_are_those_of_pytorchs_adamw_and_those_that_are_not_finite_are_lef
             right.grad = gradient.double()
             torch.nn.utils.clip_grad_norm_([right], CLIP)
             optimizer.step()
+            average.lerp_(right.detach(), SHARE)
         state = optimizer.state[right]
         for found, expected in zip(
-            (flat.weights, *flat.moments), (right.detach(), state["exp_avg"], state["exp_avg_sq"]), strict=True
+            (flat.weights, flat.average, *flat.moments),
+            (right.detach(), average, state["exp_avg"], state["exp_avg_sq"]),
+            strict=True,
         ):
             torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=2e-7)
         assert torch.equal(flat.in_model, flat.weights.to(dtype))
@@ -67,9 +74,9 @@ def test_a_step_that_is_left_out_changes_no_bit(device):
     torch.manual_seed(0)
     flat = Flat(3000, device, torch.bfloat16)
     flat.step(torch.randn(3000, device=device))
-    before = [t.clone() for t in (flat.weights, *flat.moments, flat.in_model, flat.steps)]
+    before = [t.clone() for t in flat.tensors]
     flat.step(torch.full((3000,), torch.nan, device=device))
-    for old, new in zip(before, (flat.weights, *flat.moments, flat.in_model, flat.steps), strict=True):
+    for old, new in zip(before, flat.tensors, strict=True):
         assert torch.equal(old, new)
 
 
@@ -86,12 +93,11 @@ def test_bias_corrections_are_exact_at_the_first_and_at_late_steps(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_an_average_follows_by_its_share_or_stays(device):
+def test_a_step_without_an_average_is_the_same(device):
     torch.manual_seed(0)
-    average, values = torch.randn(2, 3001, device=device)
-    expected = average.double().lerp(values.double(), 0.3)
-    before = average.clone()
-    follow(average, values, 0.3, torch.tensor(0.0, device=device))
-    assert torch.equal(average, before)
-    follow(average, values, 0.3, torch.tensor(1.0, device=device))
-    torch.testing.assert_close(average.double(), expected, rtol=1e-6, atol=1e-6)
+    gradient, alone, followed = torch.randn(700, device=device), *(Flat(700, device, torch.float32) for _ in range(2))
+    alone.weights.copy_(followed.weights)
+    factors = followed.step(gradient)
+    adamw_step(gradient, alone.weights, *alone.moments, alone.in_model, factors, SETTINGS)
+    assert torch.equal(alone.weights, followed.weights)
+    assert torch.equal(alone.in_model, followed.in_model)
