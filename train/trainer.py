@@ -16,6 +16,7 @@ from train.config import TrainConfig
 from train.ema import Ema
 from train.judging import Judge
 from train.metrics import MetricsLog, Totals
+from train.model.attention import automatic_choice
 from train.model.transformer import DiffusionTransformer
 from train.not_finite import NotFiniteGuard
 from train.open_index import prepare_source
@@ -137,11 +138,13 @@ class Trainer:
         """Returns the log's first line."""
         config, ranks = self._run.config, self._ranks
         parallel = config.parallel
+        head_width = self._run.model_config.head_size
+        attention = parallel.attention_backend or automatic_choice(ranks.device, self._run.dtype, head_width=head_width)
         return (
             f"{config.architecture.model}: {self._num_parameters / 1e6:.1f} M parameters, {parallel.precision}, "
             f"ZeRO {parallel.zero_stage}, {ranks.world_size} x {ranks.device.type}{self._sharing()}, "
             f"batch {self._batch_sizes()}, "
-            f"attention {parallel.attention_backend or 'by shape'}, activation checkpointing {parallel.recomputation}; "
+            f"attention {attention}, activation checkpointing {parallel.recomputation}; "
             f"{counted(self._run.plan.num_samples, 'sample')} an epoch; "
             f"peak {peak.tflops:.3g} TFLOP/s a device ({peak.source}); steps {first_step} to {config.steps}"
         )

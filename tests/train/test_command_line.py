@@ -32,7 +32,7 @@ def test_two_ranks_under_torchrun_train_as_one_does(small_cache, tmp_path):
     common = (*common, "--lr", "1e-3", "--ema-decay", "0.9", "--checkpoint-every", "1")
     two = run(*TORCHRUN, "--output", tmp_path / "two", *common)
     assert two.returncode == 0, two.stderr
-    assert "ZeRO 2, 2 x cpu, batch 4" in two.stdout
+    assert "ZeRO 2, 2 x cpu, batch 4, attention flash, activation checkpointing none" in two.stdout
     assert "(measured)" in two.stdout
     assert two.stdout.count("step 4/4") == 1
     one = run(sys.executable, "-m", "train", "--output", tmp_path / "one", *common)

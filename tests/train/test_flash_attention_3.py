@@ -15,7 +15,7 @@ from torch import Tensor
 from shared.errors import InputError
 from train.model import attention as facade
 from train.model import flash_attention_3 as ours
-from train.model.attention import KeyMask, _varlen, automatic_backend, preferred_backends
+from train.model.attention import KeyMask, _varlen, automatic_backend, automatic_choice, preferred_backends
 from train.model.checkpointing import checkpointed
 
 FORWARD = (
@@ -266,7 +266,9 @@ def test_it_is_chosen_for_long_sequences_on_hopper_and_never_for_others(
     assert automatic_backend(device, half, length=1024, head_width=68) == "cudnn"
     assert automatic_backend(device, torch.float32, length=1024, head_width=72) == "efficient"
     assert automatic_backend(torch.device("cpu"), half, length=1024, head_width=72) == "flash"
+    assert automatic_choice(device, half, head_width=72) == "cudnn, flash-attn-3 from 1,024 tokens on"
     capability[0] = (8, 0)
+    assert automatic_choice(device, half, head_width=72) == "cudnn"
     assert automatic_backend(device, half, length=1024, head_width=72) == "cudnn"
     for masked in (True, False):
         assert preferred_backends("cuda", half, masked=masked)[0] == "cudnn"

@@ -126,6 +126,12 @@ def automatic_backend(device: torch.device, dtype: torch.dtype, *, length: int, 
     return preferred_backends(device.type, dtype, masked=False, length=length, flash_3_usable=usable)[0]
 
 
+def automatic_choice(device: torch.device, dtype: torch.dtype, *, head_width: int) -> str:
+    """Returns what :func:`automatic_backend` takes for short and for long sequences, in words for a log."""
+    short, long = (automatic_backend(device, dtype, length=n, head_width=head_width) for n in (1, _LONG))
+    return short if short == long else f"{short}, {long} from {_LONG:,} tokens on"
+
+
 def require_backend(name: AttentionBackend, device_type: str, dtype: torch.dtype) -> None:
     """Checks that a backend exists for a device and a dtype.
 
