@@ -12,7 +12,8 @@ from shared.cache.layout import DATASET_FILE, LATENT_STREAM
 from shared.cache.schema import FORMAT_VERSION
 from shared.clips.sizes import latent_bytes, shard_samples, text_bytes
 from shared.costs import MEASURED_GPU, VAE_RATES, EncodeRate, gpu_seconds, t5_rate
-from shared.encoders.location import model_folder
+from shared.encoders.vae_geometry import geometry_on_disk
+from shared.spec import latent_shape
 from shared.stores.open import open_store
 
 _RATES_OF_CLASSES = {
@@ -71,10 +72,10 @@ def cache_to_plan(config: PreprocessConfig) -> Cache:
 
 
 def check_sizes(config: PreprocessConfig) -> None:
-    """Checks that the autoencoder takes the buckets, and shards of them so many samples.
+    """Checks that the autoencoder takes the buckets, and shards of them so many samples as far as a cache is there.
 
-    What decides it is a cache that is there, or the models' configuration files; where this machine has neither, a
-    dry run says so and a job leaves it to its workers, which have the models.
+    What decides it is the cache, or the autoencoder's configuration. Where this machine has neither, a job leaves it to
+    its workers, which have the models.
 
     Args:
         config: The job's options, resolved.
@@ -84,12 +85,16 @@ def check_sizes(config: PreprocessConfig) -> None:
     """
     if config.only_texts:
         return
-    is_known = config.dry_run or all(stream in _cache_that_is(config).provenance for stream in config.streams())
-    models = (config.vae, config.text_encoder)
-    if is_known or all(model is not None and model_folder(model) is not None for model in models):
-        provenance = cache_to_plan(config).provenance
+    provenance = _cache_that_is(config).provenance
+    if all(stream in provenance for stream in config.streams()):
         for bucket in config.parsed_buckets():
             shard_samples(config, bucket, provenance)
+        return
+    assert config.vae is not None
+    geometry = geometry_on_disk(config.vae)
+    if geometry is not None:
+        for bucket in config.parsed_buckets():
+            latent_shape(bucket, geometry)
 
 
 def _cache_that_is(config: PreprocessConfig) -> Cache:

@@ -76,6 +76,7 @@ def test_the_estimator_imports_no_torch(folder: str) -> None:
         "shared/cache/dataset.py",
         "shared/clips/plan.py",
         "shared/clips/probes.py",
+        "shared/encoders/vae_geometry.py",
         "preprocess/schedule.py",
         "preprocess/decode_ahead.py",
         "preprocess/job/driver.py",

@@ -90,6 +90,7 @@ class _Job:
         self._manifest.require_usable(config.manifest)
         if config.partition is not None:
             self._manifest = Partition.parse(config.partition).of(self._manifest)
+        self._planned = cache_to_plan(self._config) if config.dry_run else None
         self._tally, self._started = Tally(), time.time()
         self._refusals: list[Refusal] = []
         """Of clips that could not be probed."""
@@ -103,7 +104,8 @@ class _Job:
     def describe(self) -> str:
         """Probes and plans."""
         self._watch = Watch(Dashboard().note)
-        cache = cache_to_plan(self._config)
+        cache = self._planned
+        assert cache is not None
         probes, tasks = self._to_probe()
         self._probe(probes, tasks, None)
         work = self._plan(probes, cache)

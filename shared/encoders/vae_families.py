@@ -7,7 +7,7 @@ Letters: N frames or clips, C channels, T frames of a clip, h and w rows and col
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from shared.encoders.fast_vae import make_fast, why_not
 from shared.encoders.opensora_vae import CHUNK_FRAMES, OpenSoraVae
+from shared.encoders.vae_geometry import Config, geometry_by
 from shared.encoders.vae_normalisation import Factor
 from shared.spec import VaeGeometry
-
-Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,9 +132,7 @@ def _leave_eager(model: Any) -> None:
 FAMILIES: dict[str, Family] = {
     "AutoencoderKL": Family(
         model_class=AutoencoderKL,
-        geometry=lambda config: VaeGeometry(
-            latent_channels=config["latent_channels"], spatial_stride=2 ** (len(config["block_out_channels"]) - 1)
-        ),
+        geometry=geometry_by("AutoencoderKL"),
         compile=_make_fast,
         normalisation=_scalar,
         encode=_posterior,
@@ -145,10 +142,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "AutoencoderDC": Family(
         model_class=AutoencoderDC,
-        geometry=lambda config: VaeGeometry(
-            latent_channels=config["latent_channels"],
-            spatial_stride=2 ** (len(config["encoder_block_out_channels"]) - 1),
-        ),
+        geometry=geometry_by("AutoencoderDC"),
         compile=_compile_image_encoder,
         normalisation=_scalar,
         encode=lambda model, pixels, _: (model.encode(pixels).latent, None),
@@ -159,11 +153,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "AutoencoderKLCogVideoX": Family(
         model_class=AutoencoderKLCogVideoX,
-        geometry=lambda config: VaeGeometry(
-            latent_channels=config["latent_channels"],
-            spatial_stride=2 ** (len(config["block_out_channels"]) - 1),
-            temporal_stride=int(config["temporal_compression_ratio"]),
-        ),
+        geometry=geometry_by("AutoencoderKLCogVideoX"),
         compile=_leave_eager,
         normalisation=_scalar,  # invert_scale_latents is about CogVideoX 1.5's conditioning image, not about clips
         encode=_posterior,
@@ -171,11 +161,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "AutoencoderKLWan": Family(
         model_class=AutoencoderKLWan,
-        geometry=lambda config: VaeGeometry(
-            latent_channels=config["z_dim"],
-            spatial_stride=2 ** (len(config["dim_mult"]) - 1) * (config["patch_size"] or 1),
-            temporal_stride=2 ** sum(config["temperal_downsample"]),
-        ),
+        geometry=geometry_by("AutoencoderKLWan"),
         compile=_leave_eager,
         normalisation=_wan_normalisation,
         encode=_posterior,
@@ -183,11 +169,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "AutoencoderKLHunyuanVideo": Family(
         model_class=AutoencoderKLHunyuanVideo,
-        geometry=lambda config: VaeGeometry(
-            latent_channels=config["latent_channels"],
-            spatial_stride=config["spatial_compression_ratio"],
-            temporal_stride=config["temporal_compression_ratio"],
-        ),
+        geometry=geometry_by("AutoencoderKLHunyuanVideo"),
         compile=_compile_encoder,
         normalisation=_scalar,
         encode=_hunyuan_posterior,
@@ -195,13 +177,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "AutoencoderKLLTXVideo": Family(
         model_class=AutoencoderKLLTXVideo,
-        geometry=lambda config: VaeGeometry(
-            latent_channels=config["latent_channels"],
-            spatial_stride=config["spatial_compression_ratio"]
-            or config["patch_size"] * 2 ** sum(config["spatio_temporal_scaling"]),
-            temporal_stride=config["temporal_compression_ratio"]
-            or config["patch_size_t"] * 2 ** sum(config["spatio_temporal_scaling"]),
-        ),
+        geometry=geometry_by("AutoencoderKLLTXVideo"),
         compile=_compile_encoder,
         normalisation=_ltx_normalisation,
         encode=_posterior,

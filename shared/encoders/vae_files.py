@@ -16,7 +16,8 @@ from torch import nn
 
 from shared.encoders.location import locate
 from shared.encoders.opensora_vae import SCALE, SHIFT, SPATIAL_CONFIG, TEMPORAL_CONFIG, OpenSoraVae
-from shared.encoders.vae_families import FAMILIES, Config, Family, with_defaults
+from shared.encoders.vae_families import FAMILIES, Family, with_defaults
+from shared.encoders.vae_geometry import Config
 from shared.errors import InputError
 from shared.wording import counted
 

@@ -3,6 +3,7 @@
 The models are small and random, of the real classes, saved and loaded as a published one is.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from diffusers import (
 from torch import Tensor
 
 from shared.encoders.vae import VideoAutoencoder, read_geometry
+from shared.encoders.vae_families import with_defaults
+from shared.encoders.vae_geometry import geometry_by, geometry_on_disk
 from shared.errors import InputError
 from shared.spec import Bucket, VaeGeometry, latent_shape
 
@@ -189,16 +192,31 @@ def test_the_stored_sample_is_that_of_the_posterior_with_the_noise_that_the_seed
 
 def test_the_geometry_is_read_from_the_configuration_alone(saved: tuple[Case, Any, str]) -> None:
     case, _, folder = saved
-    assert read_geometry(folder) == case.geometry
+    assert read_geometry(folder) == geometry_on_disk(folder) == case.geometry
     for weights in Path(folder).glob("*.safetensors"):
         weights.rename(weights.with_suffix(".away"))
     try:
         assert read_geometry(folder) == case.geometry
+        assert geometry_on_disk(folder) == case.geometry
         with pytest.raises(InputError, match="not loadable"):
             VideoAutoencoder.load(folder, posterior="mean")
     finally:
         for weights in Path(folder).glob("*.away"):
             weights.rename(weights.with_suffix(".safetensors"))
+
+
+def test_where_a_configuration_is_silent_the_geometry_is_that_of_the_class(tmp_path: Path) -> None:
+    for model_class in (
+        *(AutoencoderDC, AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo),
+        AutoencoderKLWan,
+    ):
+        name = model_class.__name__
+        expected = geometry_by(name)(with_defaults(model_class, {}))
+        (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
+        assert geometry_on_disk(str(tmp_path)) == expected, name
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AnotherAutoencoder"}))
+    assert geometry_on_disk(str(tmp_path)) is None
+    assert geometry_on_disk(str(tmp_path / "nowhere")) is None
 
 
 def test_many_clips_are_encoded_as_each_alone_bit_for_bit(saved: tuple[Case, Any, str]) -> None:
