@@ -94,7 +94,7 @@ def _probe(clips: Sequence[Clip], config: EstimateConfig) -> ProbedClips:
             reasons["too_short_or_small"] += 1
     if not probed:
         raise InputError(
-            f"manifest {config.manifest}: none of {len(clips)} probed clips can be used "
+            f"manifest {config.manifest}: none of {counted(len(clips), 'probed clip')} can be used "
             f"({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())}): look at --buckets"
         )
     return ProbedClips(probed=probed, num_unusable=reasons.total())

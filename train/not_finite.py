@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shared.cache.identity import identity_texts
 from shared.errors import InputError
+from shared.wording import counted
 from train.config import OptimiserOptions
 from train.data import Batch
 from train.parallel.ranks import Ranks
@@ -97,7 +98,7 @@ class NotFiniteGuard:
             if self._ranks.is_first:
                 print(f"{what}: left out, the weights stay as they were", flush=True)
             return
-        rows = f", as in {limit} steps in a row" if self._options.on_nan == "skip" else ""
+        rows = f", as in {counted(limit, 'step')} in a row" if self._options.on_nan == "skip" else ""
         raise InputError(
             f"{what}{rows}; the run goes on from {self._last_saved() or 'its beginning'}: lower --lr, add "
             "--warmup-steps, leave the samples out with --where, or let such steps be left out with --on-nan skip"

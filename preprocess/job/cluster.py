@@ -85,12 +85,11 @@ def not_on(nodes: Collection[str]) -> dict[str, str] | None:
 def what_there_is() -> str:
     """Returns what the cluster has and what of it is free, for a line that says what it lacks."""
     total, free = ray.cluster_resources(), ray.available_resources()
-    parts = [f"{_count(total.get(name, 0))} {name}s, {_count(free.get(name, 0))} free" for name in ("GPU", "CPU")]
+    parts = [
+        f"{counted(round(float(total.get(name, 0)), 2), name)}, {round(float(free.get(name, 0)), 2):g} free"
+        for name in ("GPU", "CPU")
+    ]
     return f"the cluster has {' and '.join(parts)}, on {counted(len(_alive()), 'node')}"
-
-
-def _count(amount: float) -> str:
-    return f"{round(amount, 2):g}"
 
 
 def _alive() -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from preprocess.watch import Watch
 from shared.cache.dataset import Cache
 from shared.errors import InputError
 from shared.stores.store import StoreBusyError
+from shared.wording import counted
 
 _GROW_SECONDS = 5.0
 _MAX_BAD_NODES = 3
@@ -190,8 +191,8 @@ class Pool:
                 kept = f", {len(self.nodes.excluded)} of them kept from work" if self.nodes.excluded else ""
                 raise InputError(
                     f"no worker could be placed for {self.config.resource_timeout:g} s: it asks for "
-                    f"{self._share(role):g} GPUs, and {cluster.what_there_is()}{kept}: free some, add nodes, or wait "
-                    "longer by --resource-timeout"
+                    f"{counted(float(self._share(role)), 'GPU')}, and {cluster.what_there_is()}{kept}: free some, add "
+                    "nodes, or wait longer by --resource-timeout"
                 )
 
     def _take(self, member: Member) -> None:

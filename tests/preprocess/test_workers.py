@@ -54,9 +54,7 @@ def test_workers_that_cannot_be_placed_end_the_job_with_what_there_is_and_what_w
     result = preprocess(*options, "--device", "cuda", "--resource-timeout", 3)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert (
-        "no worker could be placed for 3 s: it asks for 1 GPUs, and the cluster has 0 GPUs, 0 free and 2 CPUs" in line
-    )
+    assert "no worker could be placed for 3 s: it asks for 1 GPU, and the cluster has 0 GPUs, 0 free and 2 CPUs" in line
     assert "--resource-timeout" in line
 
 
@@ -78,7 +76,7 @@ def test_a_cluster_without_a_cpu_for_decoding_ends_the_job_with_a_line(
         )
     assert job.returncode == 2, job.stderr
     (line,) = [line for line in job.stderr.splitlines() if line.startswith("error:")]
-    assert "and the cluster has 0 GPUs, 0 free and 0 CPUs, 0 free, on 1 nodes" in line
+    assert "and the cluster has 0 GPUs, 0 free and 0 CPUs, 0 free, on 1 node:" in line
 
 
 def test_a_worker_that_hangs_is_ended_and_its_shards_go_to_another(
