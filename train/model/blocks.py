@@ -18,7 +18,7 @@ from train.model.checkpointing import ActivationCheckpointing, checkpointed
 from train.model.config import ModelConfig
 from train.model.layers import Mlp, Stream, enter
 from train.model.layout import TokenLayout
-from train.ops.modulation import gate_add, gate_add_norm_modulate
+from train.ops.modulation import gate_add, gate_add_norm_modulate, gate_add_twice
 
 
 class Block(nn.Module):
@@ -108,6 +108,6 @@ class TransformerBlock(Block):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
         x, h = enter(stream, shift_msa, scale_msa)
         h = self.attn(h, layout) if rope is None else self.attn(h, layout, rope=rope)
-        x = gate_add(x, h, gate_msa)
-        x, h = gate_add_norm_modulate(x, self.cross_attn(x, y, keys), None, shift_mlp, scale_mlp)
+        x, h = gate_add_twice(x, h, gate_msa)
+        x, h = gate_add_norm_modulate(x, self.cross_attn(h, y, keys), None, shift_mlp, scale_mlp)
         return x, self.mlp(h), gate_mlp

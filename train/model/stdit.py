@@ -21,7 +21,7 @@ from train.model.layers import CaptionEmbedder, FinalLayer, Linear, Mlp, Stream,
 from train.model.layout import TokenLayout
 from train.model.positions import spatial_positions, temporal_positions
 from train.model.transformer import DiffusionTransformer
-from train.ops.modulation import gate_add, gate_add_norm_modulate
+from train.ops.modulation import gate_add_norm_modulate, gate_add_twice
 
 _KEPT_AS_MADE = ("scale_shift_table", "x_embedder.proj.bias")
 _ZERO_WEIGHTS = ("attn_temp.proj.weight", "cross_attn.proj.weight", "final_layer.linear.weight")
@@ -70,9 +70,9 @@ class STDiTBlock(Block):
         modulation = self.scale_shift_table + t.view(*t.shape[:2], 6, -1)  # (B, 1, 6, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
         x, h = enter(stream, shift_msa, scale_msa)
-        x = gate_add(x, self.attn(h, layout), gate_msa)
-        x = gate_add(x, self.attn_temp(x, layout, positions=time_positions), gate_msa)
-        x, h = gate_add_norm_modulate(x, self.cross_attn(x, y, keys), None, shift_mlp, scale_mlp)
+        x, h = gate_add_twice(x, self.attn(h, layout), gate_msa)
+        x, h = gate_add_twice(x, self.attn_temp(h, layout, positions=time_positions), gate_msa)
+        x, h = gate_add_norm_modulate(x, self.cross_attn(h, y, keys), None, shift_mlp, scale_mlp)
         return x, self.mlp(h), gate_mlp
 
 

@@ -24,7 +24,7 @@ def norm_modulate(
 ) -> Float[Tensor, "B T S D"]:
     """Returns ``LayerNorm(x) * (1 + scale) + shift``; the norm has no weights and an epsilon of 1e-6."""
     if _by_kernel(x):
-        return modulated_residual(x, None, None, shift, scale)[1]
+        return modulated_residual(x, None, None, shift, scale)[2]
     return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS) * (1 + scale[:, :, None]) + shift[:, :, None]
 
 
@@ -32,9 +32,17 @@ def gate_add(
     x: Float[Tensor, "B T S D"], h: Float[Tensor, "B T S D"], gate: Float[Tensor, "B G D"]
 ) -> Float[Tensor, "B T S D"]:
     """Returns ``x + gate * h``."""
+    return gate_add_twice(x, h, gate)[0]
+
+
+def gate_add_twice(
+    x: Float[Tensor, "B T S D"], h: Float[Tensor, "B T S D"], gate: Float[Tensor, "B G D"]
+) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
+    """Returns ``x + gate * h`` for two who read it: a kernel adds their gradients on its way."""
     if _by_kernel(x):
-        return modulated_residual(x, h, gate, None, None)[0]
-    return x + gate[:, :, None] * h
+        return modulated_residual(x, h, gate, None, None)[:2]
+    x = x + gate[:, :, None] * h
+    return x, x
 
 
 def gate_add_norm_modulate(
@@ -46,6 +54,7 @@ def gate_add_norm_modulate(
 ) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
     """Returns the new residual ``x + gate * h`` (``x + h`` without a gate) and its :func:`norm_modulate`."""
     if _by_kernel(x):
-        return modulated_residual(x, h, gate, shift, scale)
+        x, _, out = modulated_residual(x, h, gate, shift, scale)
+        return x, out
     x = x + h if gate is None else gate_add(x, h, gate)
     return x, norm_modulate(x, shift, scale)

@@ -100,10 +100,10 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    residual_grad, out_grad, residual, statistics, h, gate, scale, x_grad, h_grad, sums, group_rows, G, chunk_rows,
-    gate_b, gate_g, scale_b, scale_g, sums_of_one,
+    residual_grad, branch_grad, out_grad, residual, statistics, h, gate, scale, x_grad, h_grad, sums,
+    group_rows, G, chunk_rows, gate_b, gate_g, scale_b, scale_g, sums_of_one,
     D: tl.constexpr, A: tl.constexpr, C: tl.constexpr,
-    HAS_RESIDUAL_GRAD: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
+    HAS_RESIDUAL_GRAD: tl.constexpr, HAS_BRANCH_GRAD: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
     group, chunk = tl.program_id(1), tl.program_id(0)
     b, g = (group // G).to(tl.int64), group % G
@@ -122,6 +122,9 @@ def _backward(  # type: ignore[no-untyped-def]
             da, dc = _load_vector(residual_grad + offset, D, A, C)
         else:
             da, dc = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
+        if HAS_BRANCH_GRAD:
+            branch_a, branch_c = _load_vector(branch_grad + offset, D, A, C)
+            da, dc = da + branch_a, dc + branch_c
         if HAS_GATE:
             ha, hc = _load_vector(h + offset, D, A, C)
         if HAS_NORM:
@@ -142,6 +145,7 @@ def _backward(  # type: ignore[no-untyped-def]
             mean, along = (sum_left + sum_right) / D, (along_left + along_right) / D
             da += (ya - mean - xa * along) * over_deviation
             dc += (yc - mean - xc * along) * over_deviation
+        if HAS_NORM or HAS_BRANCH_GRAD:
             _store_vector(x_grad + offset, da, dc, D, A, C)
         if HAS_GATE:
             gate_sum_a += da * ha
@@ -217,7 +221,7 @@ def forward(
 @lru_cache(maxsize=1024)
 def _backward_launch(
     _device: torch.device, _dtype: torch.dtype, shape: torch.Size, G: int, has_residual_grad: bool,
-    gate: Modulation, scale: Modulation,
+    has_branch_grad: bool, gate: Modulation, scale: Modulation,
 ) -> tuple[Launch, tuple[int, int, int, int]]:  # fmt: skip
     """Returns the launch, and the shape of what its programs sum: sums, groups, programs of a group, width."""
     groups, rows = _groups(shape, G)
@@ -229,19 +233,30 @@ def _backward_launch(
         _backward,
         (chunks, groups),
         (rows, G, chunk_rows, *_strides(gate), *_strides(scale), groups * chunks * D),
-        (D, *_parts(D), has_residual_grad, gate is not None, scale is not None),
+        (D, *_parts(D), has_residual_grad, has_branch_grad, gate is not None, scale is not None),
         num_warps=BACKWARD_WARPS,
     )
     return launch, (num_sums, groups, chunks, D)
 
 
 def backward(
-    residual_grad: Tensor | None, out_grad: Tensor | None, residual: Tensor | None, statistics: Tensor | None,
-    h: Tensor | None, gate: Tensor | None, scale: Tensor | None,
+    residual_grad: Tensor | None, branch_grad: Tensor | None, out_grad: Tensor | None, residual: Tensor | None,
+    statistics: Tensor | None, h: Tensor | None, gate: Tensor | None, scale: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:  # fmt: skip
-    """Returns the gradients of x (None without a norm), of h (None without a gate), and of the modulation.
+    """Returns the gradients of x, of h, and of the modulation.
 
-    The latter are (1 to 3, B, G, D), of shift, scale and gate, in the type of those.
+    That of x is None if it is the residual's, that of h without a gate. Those of the modulation are (1 to 3, B, G, D),
+    of shift, scale and gate, in the type of those.
+
+    Args:
+        residual_grad: Gradient of the new residual, if anybody read it.
+        branch_grad: Another one, to be added.
+        out_grad: Gradient of the modulated norm, if there is one.
+        residual: What the norm read.
+        statistics: Of its rows.
+        h: What was gated.
+        gate: None if nothing was.
+        scale: None without a norm.
     """
     like = residual_grad if out_grad is None else out_grad
     modulation = gate if scale is None else scale
@@ -249,11 +264,12 @@ def backward(
     assert modulation is not None
     shape, G = like.shape, modulation.shape[1]
     launch, sums_shape = _backward_launch(
-        like.device, like.dtype, shape, G, residual_grad is not None, _described(gate), _described(scale)
-    )
-    x_grad = None if scale is None else torch.empty_like(like)
+        like.device, like.dtype, shape, G, residual_grad is not None, branch_grad is not None,
+        _described(gate), _described(scale),
+    )  # fmt: skip
+    x_grad = None if scale is None and branch_grad is None else torch.empty_like(like)
     h_grad = None if gate is None else torch.empty_like(like)
     num_sums, groups, chunks, D = sums_shape
     sums = like.new_empty((num_sums * groups, chunks, D), dtype=torch.float32)
-    launch(residual_grad, out_grad, residual, statistics, h, gate, scale, x_grad, h_grad, sums)
+    launch(residual_grad, branch_grad, out_grad, residual, statistics, h, gate, scale, x_grad, h_grad, sums)
     return x_grad, h_grad, add_partial_sums(sums, modulation.new_empty((num_sums, shape[0], G, D)))

@@ -61,7 +61,7 @@ def _modulated_residual_backward(
     gate: Tensor | None,
     scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_grad, h_grad, grads = _kernels().backward(residual_grad, out_grad, residual, statistics, h, gate, scale)
+    x_grad, h_grad, grads = _kernels().backward(residual_grad, None, out_grad, residual, statistics, h, gate, scale)
     return (
         grads.new_empty(0) if x_grad is None else x_grad,
         grads.new_empty(0) if h_grad is None else h_grad,
@@ -104,17 +104,32 @@ def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Outputs) -> None:
 def _differentiate(
     ctx: Any, residual_grad: Tensor | None, out_grad: Tensor | None, _statistics_grad: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, residual_grad, None, out_grad)
+
+
+def _gradients(
+    ctx: Any, residual_grad: Tensor | None, branch_grad: Tensor | None, out_grad: Tensor | None
+) -> tuple[Tensor | None, ...]:
     residual, statistics, h, gate, scale = ctx.saved_tensors  # once: checkpointing allows no second look
+    if residual_grad is None:
+        residual_grad, branch_grad = branch_grad, None
     incoming = None if residual_grad is None or not ctx.has_h else residual_grad.contiguous()
+    branch_grad = None if branch_grad is None else branch_grad.contiguous()
     out_grad = None if out_grad is None or not ctx.has_norm else out_grad.contiguous()
     like = incoming if out_grad is None else out_grad
     if like is None:
         return None, None, None, None, None
     if gate is None and out_grad is None:
+        incoming = like if branch_grad is None else like + branch_grad
         return incoming, incoming, None, None, None
-    backward = _kernels().backward if launches_directly(like) else _modulated_residual_backward
-    of_x, of_h, grads = backward(incoming, out_grad, residual, statistics, h, gate, None if out_grad is None else scale)
-    x_grad = incoming if out_grad is None else of_x
+    read, scale = (residual, statistics, h, gate), None if out_grad is None else scale
+    if launches_directly(like):
+        of_x, of_h, grads = _kernels().backward(incoming, branch_grad, out_grad, *read, scale)
+    else:
+        incoming = incoming if branch_grad is None else incoming + branch_grad  # type: ignore[operator]
+        of_x, of_h, grads = _modulated_residual_backward(incoming, out_grad, *read, scale)
+        of_x = None if out_grad is None else of_x
+    x_grad = incoming if of_x is None else of_x
     shift_grad, scale_grad = (None, None) if out_grad is None else (grads[0], grads[1])
     if gate is not None:
         return x_grad, of_h, grads[-1], shift_grad, scale_grad
@@ -125,25 +140,30 @@ _modulated_residual.register_autograd(_differentiate, setup_context=_keep)
 
 
 class _ModulatedResidual(torch.autograd.Function):
-    """The same without the operator."""
+    """The same without the operator, with the residual for two who read it: one kernel adds their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         output = _kernels().forward(*inputs)
         _keep(ctx, inputs, output)
-        return output[0], output[1]
+        residual = output[0]
+        return residual, None if residual is None else residual.view(residual.shape), output[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _differentiate(ctx, *grads)
+        return _gradients(ctx, *grads)
 
 
 def modulated_residual(
     x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Returns ``x + gate * h`` (not to be read without h), and the modulated norm of it (nor without shift, scale)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ``x + gate * h`` twice, and the modulated norm of it.
+
+    The sum is not to be read without h, the norm not without shift and scale. Whoever reads the sum at two places takes
+    one each, so that nobody has to add the gradients in a pass of its own.
+    """
     x, h = x.contiguous(), None if h is None else h.contiguous()
     if launches_directly(x):
         return _ModulatedResidual.apply(x, h, gate, shift, scale)
     residual, out, _ = _modulated_residual(x, h, gate, shift, scale)
-    return residual, out
+    return residual, residual, out

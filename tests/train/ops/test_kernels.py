@@ -12,7 +12,7 @@ from torch import Tensor
 from train.model.attention import KeyMask, caption_attention
 from train.ops.gelu import bias_gelu
 from train.ops.linear import linear, linear_gelu
-from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
+from train.ops.modulation import gate_add, gate_add_norm_modulate, gate_add_twice, norm_modulate
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
 
@@ -81,7 +81,7 @@ def test_attention_along_time_and_its_gradients_are_right(
 @pytest.mark.parametrize(
     "size", [(2, 3, 50, 1152, 1), (3, 4, 7, 1152, 4), (1, 5, 3, 100, 5), (2, 1, 257, 1872, 1)], ids=str
 )
-@pytest.mark.parametrize("name", ["norm", "gate", "gate and norm", "addition and norm"])
+@pytest.mark.parametrize("name", ["norm", "gate", "gate, read twice", "gate and norm", "addition and norm"])
 def test_modulation_and_its_gradients_are_right(name: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     B, T, S, D, G = size
@@ -93,6 +93,8 @@ def test_modulation_and_its_gradients_are_right(name: str, size: tuple[int, ...]
             return norm_modulate(x, shift, scale)
         if name == "gate":
             return gate_add(x, h, gate)
+        if name == "gate, read twice":
+            return gate_add_twice(x, h, gate)
         return gate_add_norm_modulate(x, h, gate if name == "gate and norm" else None, shift, scale)
 
     _require_close(operation, [2 * x + 0.5, None if name == "norm" else h, _random(B, 3, G, D)], grads, dtype)
