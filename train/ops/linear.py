@@ -2,10 +2,9 @@
 """Linear layers whose bias has its gradient from a kernel, and with a GELU behind them.
 
 PyTorch's sum over as few columns as a layer is wide moves half of what an H100's memory can (1.3 TB/s), and a block has
-as many such sums as linear layers.
-Where a GELU follows, the product goes without its bias: the GELU's kernel adds it, and sums its gradient on the way
-back, so that no pass over memory is made for it. Products are PyTorch's, here as elsewhere; each layer is one node of
-the graph, in which PyTorch has four or five.
+as many such sums as linear layers. Where a GELU follows, the product goes without its bias: the GELU's kernel adds it,
+and sums its gradient on the way back, so that no pass over memory is made for it. Products are PyTorch's, here as
+elsewhere; each layer is one node of the graph, in which PyTorch has four or five.
 
 Letters: I inputs, O outputs.
 """
