@@ -57,8 +57,13 @@ def time_attention(
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Returns the attention (N, H, T, P); without content, what a kernel of a GPU would keep and no probabilities."""
+    """Returns the attention (N, H, T, P); without content, what a kernel of a GPU would keep and no probabilities.
+
+    A single frame has one key, on which PyTorch's kernels for GPUs failed in the backward pass (24,576 places, an H100).
+    """
     if not q.is_meta:
+        if q.shape[2] == 1:
+            return (q * k).sum(-1, keepdim=True).softmax(-1) * v
         return F.scaled_dot_product_attention(q, k, v)
     if q.dtype is torch.float32:
         efficient: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]

@@ -74,6 +74,20 @@ def test_sequences_that_no_tile_holds_go_to_pytorch() -> None:
         assert "latentmill" not in str(time_attention(_empty(*shape)).grad_fn)
 
 
+def test_a_single_frame_attends_to_itself_without_a_kernel_for_sequences() -> None:
+    qkv = torch.randn(2, 1, 5, 3, 4, 8, dtype=torch.float64, requires_grad=True)
+    norms = [torch.rand(8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    with torch.profiler.profile() as profile:
+        out = time_attention(qkv, q_norm=norms[0], k_norm=norms[1])
+    assert not any("scaled_dot_product" in event.key for event in profile.key_averages())
+    torch.testing.assert_close(out, qkv[:, :, :, 2])
+    gradients = torch.autograd.grad(out.square().sum(), [qkv, *norms])
+    expected = torch.zeros_like(qkv)
+    expected[:, :, :, 2] = 2 * qkv.detach()[:, :, :, 2]
+    for found, right in zip(gradients, [expected, *map(torch.zeros_like, norms)], strict=True):
+        torch.testing.assert_close(found, right)
+
+
 def test_reference_operations_use_no_kernel() -> None:
     x, shift, scale = _empty(1, 2, 4, 64), _empty(1, 1, 64), _empty(1, 1, 64)
     assert "latentmill" in str(norm_modulate(x, shift, scale).grad_fn)
