@@ -59,7 +59,7 @@ def time_attention(
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Returns the attention (N, H, T, P); without content, what a kernel of a GPU would keep and no probabilities.
 
-    A single frame has one key, on which PyTorch's kernels for GPUs failed in the backward pass (24,576 places, an H100).
+    With a single frame, PyTorch's kernels for GPUs failed in the backward pass (24,576 places, on an H100).
     """
     if not q.is_meta:
         if q.shape[2] == 1:
