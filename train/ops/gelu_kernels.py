@@ -24,15 +24,15 @@ _CUBIC = tl.constexpr(0.044715)
 
 
 @triton.jit
-def _place(first, N, F, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The offsets (ROWS, COLUMNS) of the tile whose rows begin at ``first``, and which of them exist."""
-    rows, columns = first + tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+def _place(first, tile, N, F, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The offsets (ROWS, COLUMNS) of the ``tile`` of columns whose rows begin at ``first``, and which of them exist."""
+    rows, columns = first + tl.arange(0, ROWS), tile * COLUMNS + tl.arange(0, COLUMNS)
     return rows[:, None].to(tl.int64) * F + columns[None, :], (rows < N)[:, None] & (columns < F)[None, :]
 
 
 @triton.jit
-def _load_bias(bias, F, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+def _load_bias(bias, tile, F, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    columns = tile * COLUMNS + tl.arange(0, COLUMNS)
     return tl.load(bias + columns, mask=columns < F, other=0.0).to(tl.float32)[None, :]
 
 
@@ -40,8 +40,10 @@ def _load_bias(bias, F, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
 def _forward(  # type: ignore[no-untyped-def]
     x, bias, out, N, F, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    at, inside = _place(tl.program_id(1) * ROWS, N, F, ROWS, COLUMNS)
-    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + _load_bias(bias, F, COLUMNS)
+    tiles = tl.cdiv(F, COLUMNS)
+    tile, row = tl.program_id(0) % tiles, tl.program_id(0) // tiles * ROWS
+    at, inside = _place(row, tile, N, F, ROWS, COLUMNS)
+    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + _load_bias(bias, tile, F, COLUMNS)
     gate = tl.sigmoid(_TWICE_ROOT * v * (1 + _CUBIC * v * v))
     tl.store(out + at, (v * gate).to(out.dtype.element_ty), mask=inside)
 
@@ -50,12 +52,12 @@ def _forward(  # type: ignore[no-untyped-def]
 def _backward(  # type: ignore[no-untyped-def]
     grad, x, bias, x_grad, sums, N, F, chunk_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    b = _load_bias(bias, F, COLUMNS)
+    tile, chunk = tl.program_id(0), tl.program_id(1)
+    b = _load_bias(bias, tile, F, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    chunk = tl.program_id(1)
     end = tl.minimum((chunk + 1) * chunk_rows, N)
     for first in range(chunk * chunk_rows, end, ROWS):
-        at, inside = _place(first, end, F, ROWS, COLUMNS)
+        at, inside = _place(first, tile, end, F, ROWS, COLUMNS)
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + b
         dy = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         gate = tl.sigmoid(_TWICE_ROOT * v * (1 + _CUBIC * v * v))
@@ -63,13 +65,14 @@ def _backward(  # type: ignore[no-untyped-def]
         dx = (dy * slope).to(x_grad.dtype.element_ty)
         tl.store(x_grad + at, dx, mask=inside)
         total += dx.to(tl.float32)  # as whoever reads it sees it
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    columns = tile * COLUMNS + tl.arange(0, COLUMNS)
     tl.store(sums + chunk.to(tl.int64) * F + columns, tl.sum(total, 0), mask=columns < F)
 
 
 @lru_cache(maxsize=1024)
 def _forward_launch(_device: torch.device, _dtype: torch.dtype, N: int, F: int) -> Launch:
-    return Launch(_forward, (triton.cdiv(F, COLUMNS), triton.cdiv(N, ROWS)), (N, F), (ROWS, COLUMNS), num_warps=WARPS)
+    programs = triton.cdiv(F, COLUMNS) * triton.cdiv(N, ROWS)  # along one axis: others take 65,535 at most
+    return Launch(_forward, (programs,), (N, F), (ROWS, COLUMNS), num_warps=WARPS)
 
 
 @lru_cache(maxsize=1024)

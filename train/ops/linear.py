@@ -43,10 +43,16 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def _keep(ctx: Any, x: Tensor, weight: Tensor, *others: Tensor) -> None:
+    """Keeps what the gradients are computed from; of a frozen weight not the inputs, as PyTorch does."""
+    ctx.x_shape = x.shape
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, *others)
+
+
 def _grads(ctx: Any, product_grad: Tensor, x: Tensor, weight: Tensor, bias_grad: Tensor | None) -> Grads:
     of_x, of_weight, _ = ctx.needs_input_grad
     return (
-        product_grad.mm(weight).view(x.shape) if of_x else None,
+        product_grad.mm(weight).view(ctx.x_shape) if of_x else None,
         product_grad.t().mm(_rows(x)) if of_weight else None,
         bias_grad,
     )
@@ -55,7 +61,7 @@ def _grads(ctx: Any, product_grad: Tensor, x: Tensor, weight: Tensor, bias_grad:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        _keep(ctx, x, weight)
         return F.linear(_rows(x), weight, bias).view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -69,7 +75,7 @@ class _LinearGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         product = F.linear(_rows(x), weight)
-        ctx.save_for_backward(x, weight, bias, product)
+        _keep(ctx, x, weight, bias, product)
         out: Tensor = _gelu().forward(product, bias)
         return out.view(*x.shape[:-1], -1)
 

@@ -47,8 +47,8 @@ def rows_count_what_each_rank_does(ranks: Ranks, folder: Path) -> None:
 
 def several_ranks_stand_beside_one(ranks: Ranks, _folder: Path) -> None:
     settings = tuple(f"{name}={value}" for name, value in TINY.items())
-    config = StepBenchmark(timing=QUICK, model_settings=settings)
-    setting = dataclasses.replace(_setting("stdit-xl/2 16x256, 2 GPUs"), batch=1)
+    config = StepBenchmark(timing=QUICK, model_settings=settings, device_memory_gib=80)
+    setting = dataclasses.replace(_setting("stdit-xl/2 16x256, 2 GPUs"), batch=1, checkpointing="auto")
     one, two = step_command._measure("stdit", setting, ranks, config)
     assert (one.setting, one.num_ranks, one.batch) == ("stdit-xl/2 16x256", 1, 1)
     assert (two.setting, two.num_ranks, two.batch) == ("stdit-xl/2 16x256, 2 GPUs", 2, 1)

@@ -10,6 +10,7 @@ TRAINING_CHECKS = [
     "bfloat16_keeps_float32_masters_at_every_stage",
     "steps_in_buckets_are_those_of_deepspeed",
     "gradients_are_freed_as_the_stage_says",
+    "gradients_that_some_ranks_do_not_have_count_as_zero",
     "a_step_that_is_not_finite_on_one_rank_is_taken_by_none",
     "the_average_can_take_the_models_place",
     "recomputing_activations_changes_nothing",

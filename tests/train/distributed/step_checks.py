@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.train.distributed.training_cases import (
     CHANNELS,
+    CLIP,
     DECAY,
     LR,
     MODELS,
@@ -26,7 +27,7 @@ from train.ema import Ema
 from train.metrics import Totals
 from train.model import create_model
 from train.parallel.ranks import Ranks
-from train.parallel.zero import build_engine
+from train.parallel.zero import build_engine, take_step
 from train.step import TrainingStep
 
 
@@ -73,6 +74,30 @@ def gradients_are_freed_as_the_stage_says(ranks: Ranks, _folder: Path) -> None:
         engine.step()
         assert all(p.grad is None for p in parameters)
         assert not engine.lean_zero._pieces
+
+
+def gradients_that_some_ranks_do_not_have_count_as_zero(ranks: Ranks, _folder: Path) -> None:
+    """Each parameter but the last two is used by one rank alone, so that buckets are complete at other times."""
+    ranks.share_samples(1)
+    for stage in (1, 2):
+        model = small_model("stdit-ti/2")
+        with mock.patch("train.parallel.lean_zero.BUCKET_ELEMENTS", 5003):
+            engine, masters = build_engine(
+                model, config_of("stdit-ti/2", zero_stage=stage), ranks.device, ranks.world_size
+            )
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        weights = [parameter.detach().clone() for parameter in parameters]
+        engine.backward(sum(p.square().sum() for p in parameters[ranks.rank : -2 : ranks.world_size]))
+        norm, verdict = take_step(engine, model)
+        assert verdict.wait()
+        used = [2 / ranks.world_size * weight for weight in weights[:-2]]
+        torch.testing.assert_close(norm, torch.nn.utils.get_total_norm(used))
+        moments = masters.moments("exp_avg")
+        found = [masters.gather(moments, name, to=None) for name in masters.trained]
+        factor = 0.1 * min(1.0, CLIP / norm.item())
+        expected = [factor * gradient for gradient in used] + [torch.zeros_like(weight) for weight in weights[-2:]]
+        for moment, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(moment, right, rtol=1e-5, atol=1e-7)
 
 
 def a_step_that_is_not_finite_on_one_rank_is_taken_by_none(ranks: Ranks, _folder: Path) -> None:

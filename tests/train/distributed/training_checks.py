@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.train.distributed.step_checks import (  # noqa: F401  (one launch runs them too)
     a_step_that_is_not_finite_on_one_rank_is_taken_by_none,
     gradients_are_freed_as_the_stage_says,
+    gradients_that_some_ranks_do_not_have_count_as_zero,
     steps_are_launched_without_waiting,
     steps_in_buckets_are_those_of_deepspeed,
 )

@@ -162,6 +162,13 @@ def test_gelu_is_right_far_from_zero() -> None:
     torch.testing.assert_close(bias.grad, x.grad[0])
 
 
+def test_gelu_takes_the_rows_of_several_long_videos() -> None:
+    rows, width = 2**21 + 3, 24  # of 32 rows each, more tiles than a grid has on its second axis
+    x, bias = torch.randn(rows, width, device="cuda").bfloat16(), torch.randn(width, device="cuda").bfloat16()
+    out, right = bias_gelu(x, bias), torch.nn.functional.gelu(x.float() + bias.float(), approximate="tanh")
+    torch.testing.assert_close(out.float(), right, atol=1e-2, rtol=1e-2)
+
+
 @pytest.mark.parametrize("size", [(1, 1, 7), (3, 200, 130), (1, 5, 5000)], ids=str)
 def test_partial_sums_are_added(size: tuple[int, ...]) -> None:
     from train.ops.partial_sums_kernels import add_partial_sums  # Triton is there with CUDA only

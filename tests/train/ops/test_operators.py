@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from train.model.attention import KeyMask, caption_attention
 from train.ops.gelu import bias_gelu
-from train.ops.linear import linear_gelu
+from train.ops.linear import _Linear, linear_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
@@ -66,6 +66,20 @@ def test_gelu_of_a_linear_layer_keeps_the_product_alone() -> None:
     assert out.shape == whole.shape == (10, 64)
     assert "latentmill" in str(whole.grad_fn.next_functions[0][0])
     assert _kept_bytes(out, x, weight, bias) == product.numel() * 2
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_linear_layer_does_not_keep_its_inputs(frozen: bool) -> None:
+    source, weight, bias = torch.randn(2, 5, 8, requires_grad=True), torch.randn(3, 8), torch.randn(3)
+    weight.requires_grad_(not frozen)
+    x, kept = source * 2, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        out = _Linear.apply(x, weight, bias)
+    assert (x.data_ptr() in kept) == (not frozen)
+    right = torch.nn.functional.linear(source * 2, weight, bias)
+    trained = [source] if frozen else [source, weight]
+    for found, expected in zip(*(torch.autograd.grad(o.square().sum(), trained) for o in (out, right)), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_sequences_that_no_tile_holds_go_to_pytorch() -> None:
