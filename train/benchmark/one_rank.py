@@ -22,7 +22,12 @@ _LAUNCHERS_OWN = ("TORCHELASTIC_", "TORCH_NCCL_", "GROUP_", "ROLE_", "SLURM_", "
 
 
 def measure_one_rank(
-    name: str, setting: Setting, ranks: Ranks, timing: Timing, model_settings: tuple[str, ...]
+    name: str,
+    setting: Setting,
+    ranks: Ranks,
+    timing: Timing,
+    model_settings: tuple[str, ...],
+    device_memory_gib: float | None,
 ) -> StepRow:
     """Returns the row of one rank with the model, size and batch of a setting. All ranks call it.
 
@@ -32,15 +37,18 @@ def measure_one_rank(
         ranks: Of the benchmark.
         timing: How long to measure.
         model_settings: As the command line takes them.
+        device_memory_gib: Likewise.
 
     Raises:
         InputError: if that process fails.
     """
-    mine = ranks.agree(lambda: _run(name, setting, timing, model_settings) if ranks.is_first else {})
+    mine = ranks.agree(lambda: _run(name, setting, timing, model_settings, device_memory_gib) if ranks.is_first else {})
     return StepRow(**ranks.from_first(mine))
 
 
-def _run(name: str, setting: Setting, timing: Timing, model_settings: tuple[str, ...]) -> dict[str, Any]:
+def _run(
+    name: str, setting: Setting, timing: Timing, model_settings: tuple[str, ...], device_memory_gib: float | None
+) -> dict[str, Any]:
     environment = {
         key: value for key, value in os.environ.items() if key not in _LAUNCHER and not key.startswith(_LAUNCHERS_OWN)
     }
@@ -51,6 +59,8 @@ def _run(name: str, setting: Setting, timing: Timing, model_settings: tuple[str,
         command += ["--only", f"{setting.model} {setting.frames}x{setting.size}", "--variants", variant.name]
         command += ["--batch", str(setting.batch), "--warmup", str(timing.warmup), "--steps", str(timing.steps)]
         command += ["--checkpointing", setting.checkpointing]
+        if device_memory_gib is not None:
+            command += ["--device-memory-gib", str(device_memory_gib)]
         if model_settings:
             command += ["--set", *model_settings]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

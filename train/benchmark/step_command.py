@@ -85,7 +85,7 @@ def run(name: str, settings: Sequence[Setting], arguments: Sequence[str], *, abo
 def _measure(name: str, setting: Setting, ranks: Ranks, config: StepBenchmark) -> list[StepRow]:
     alone = []
     if setting.against_one:
-        alone = [measure_one_rank(name, setting, ranks, config.timing, config.model_settings)]
+        alone = [measure_one_rank(name, setting, ranks, config.timing, config.model_settings, config.device_memory_gib)]
     found = measure(
         setting,
         ranks,
