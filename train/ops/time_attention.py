@@ -59,7 +59,7 @@ def time_attention(
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Returns the attention (N, H, T, P); without content, what a kernel of a GPU would keep and no probabilities.
 
-    With a single frame, PyTorch's kernels for GPUs failed in the backward pass (24,576 places, on an H100).
+    A single frame goes past PyTorch's kernels: at 24,576 places one made a backward pass on an H100 fail.
     """
     if not q.is_meta:
         if q.shape[2] == 1:
