@@ -28,6 +28,8 @@ _POSITIVE = (
     "workers",
     "decode_ahead_mb",
 )
+_DEMO_MODELS = {"vae": f"{DEMO_PREFIX}vae", "text_encoder": f"{DEMO_PREFIX}t5"}
+"""The tiny models, by the option that takes each."""
 _OF_CLIPS = (
     *("prune", "frame_interval", "fps", "windows_per_clip", "flip", "probes", "check_sources", "decoder", "text_gpus"),
     "vae_micro_batch",
@@ -189,7 +191,9 @@ class PreprocessConfig:
         option, value = f"--{name.replace('_', '-')}", getattr(self, name)
         if self.preset is None and value is None:
             raise InputError(f"{option} is missing: expected a hub id or a folder (--preset demo brings tiny models)")
-        if self.preset is not None and value is not None and not value.startswith(DEMO_PREFIX):
+        if value is not None and value.startswith(DEMO_PREFIX) and value != _DEMO_MODELS[name]:
+            raise InputError(f"{option} {value}: expected {_DEMO_MODELS[name]}, a hub id or a folder")
+        if self.preset is not None and value not in (None, _DEMO_MODELS[name]):
             raise InputError(f"{option} {value}: --preset {self.preset} brings its own: drop one of the two")
 
     def parsed_buckets(self) -> tuple[Bucket, ...]:
@@ -212,4 +216,4 @@ class PreprocessConfig:
         """Returns the same configuration with the preset's models in place."""
         if self.preset is None:
             return self
-        return replace(self, vae=f"{DEMO_PREFIX}vae", text_encoder=f"{DEMO_PREFIX}t5")
+        return replace(self, vae=_DEMO_MODELS["vae"], text_encoder=_DEMO_MODELS["text_encoder"])

@@ -22,6 +22,8 @@ def config(**options: Any) -> PreprocessConfig:
         ({"preset": None}, "--vae is missing: expected a hub id or a folder"),
         ({"preset": None, "vae": "a/b"}, "--text-encoder is missing"),
         ({"vae": "stabilityai/sd-vae-ft-ema"}, "--preset demo brings its own"),
+        ({"preset": None, "vae": "demo:vea", "text_encoder": "a/b"}, "--vae demo:vea: expected demo:vae, a hub id"),
+        ({"preset": None, "vae": "a/b", "text_encoder": "demo:vae"}, "--text-encoder demo:vae: expected demo:t5"),
         ({"buckets": ()}, "--buckets: found none"),
         ({"buckets": ("16by256",)}, "expected FRAMESxHEIGHTxWIDTH"),
         ({"columns": ("video",)}, "expected THEIRS=OURS"),
