@@ -141,7 +141,8 @@ class DecodeAhead:
 
     def _submit_next(self, shard: _Shard) -> None:
         with self._lock:
-            self._submit_batch(shard)
+            if not shard.batches:  # else a thread that released memory did it meanwhile
+                self._submit_batch(shard)
 
     def _submit_batch(self, shard: _Shard) -> None:
         """Submits a shard's next samples; the lock is held."""

@@ -1,6 +1,7 @@
 """Decoding ahead: what is asked for, how much at a time, and what a dead task costs. Tasks are plain objects here."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,23 @@ def test_one_sample_larger_than_the_bound_is_decoded_all_the_same() -> None:
     decoders = Decoders()
     ahead = DecodeAhead(decoders.submit, decoders.give_up, max_bytes=1)
     assert _names(ahead.open(_shard("abc", LARGE))) == "abc"
+
+
+def test_a_shard_whose_last_samples_another_thread_asks_for_meanwhile_is_whole() -> None:
+    decoders = Decoders()
+    ahead = DecodeAhead(decoders.submit, decoders.give_up, max_bytes=4 * frame_bytes(LARGE))
+    first, second = ahead.open(_shard("abcd", LARGE)), ahead.open(_shard("mnop", LARGE))
+    assert next(first) is not None
+    assert decoders.submitted == ["abcd"], "what the memory holds"
+    submit_next = ahead._submit_next
+
+    def end_first_and_submit(shard: Any) -> None:
+        first.close()  # type: ignore[attr-defined]
+        submit_next(shard)
+
+    ahead._submit_next = end_first_and_submit  # type: ignore[method-assign]
+    assert _names(second) == "mnop"
+    assert decoders.submitted == ["abcd", "mnop"]
 
 
 def test_a_shard_that_is_given_up_frees_its_memory_for_the_next() -> None:
