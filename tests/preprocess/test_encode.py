@@ -201,6 +201,33 @@ def test_what_goes_wrong_while_a_clip_is_fetched_ends_the_shard_and_its_turn(
     assert not len(cache.read_index())
 
 
+def test_the_thread_that_fetches_clips_ends_with_its_shard(
+    tmp_path: Path, encoders: Encoders, shards: ShardEncoder, task: ShardTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache.open_or_create(tmp_path, encoders.provenance())
+    list(shards.encode_shard(cache.store, task, decoded(task)))
+    end_of_fetching()
+
+    def refuse_second(taken: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for number, (seed, _) in enumerate(taken):
+            if number:
+                raise InputError("has not the memory for one frame")
+            yield seed, torch.zeros(4, 1, 2, 2)
+
+    monkeypatch.setattr(encoders.vae, "encode_each", refuse_second)
+    with pytest.raises(InputError, match="has not the memory"):
+        list(shards.encode_shard(cache.store, task, decoded(task)))
+    end_of_fetching()
+
+
+def end_of_fetching() -> None:
+    """Waits until no thread fetches clips."""
+    for thread in threading.enumerate():
+        if thread.name == "fetch":
+            thread.join(30)
+            assert not thread.is_alive(), "a thread waits for what nobody will ask for"
+
+
 def test_embeddings_of_another_worker_give_the_same_bytes(
     tmp_path: Path, config: PreprocessConfig, encoders: Encoders, shards: ShardEncoder, task: ShardTask
 ) -> None:
