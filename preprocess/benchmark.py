@@ -229,16 +229,16 @@ def _row(
     cores: int,
 ) -> Row:
     bucket = Bucket.parse(text)
-    begun, ended, counted = _counted(run, text, config, workers, is_last=text == config.buckets[-1])
+    begun, ended, num_samples = _committed(run, text, config, workers, is_last=text == config.buckets[-1])
     busy, wait, launching = _busy(run, begun, ended)
-    rate = counted / (ended - begun)
+    rate = num_samples / (ended - begun)
     ones = [row.samples_per_second for row in rows if (row.bucket, row.decoder, row.workers) == (text, decoder, 1)]
     return Row(
         bucket=text,
         decoder=decoder,
         workers=workers,
         cpu_cores=cores,
-        samples=counted,
+        samples=num_samples,
         seconds=ended - begun,
         samples_per_second=rate,
         frames_per_second=rate * bucket.num_frames,
@@ -251,7 +251,7 @@ def _row(
     )
 
 
-def _counted(
+def _committed(
     run: Path, bucket: str, config: BenchmarkConfig, workers: int, *, is_last: bool
 ) -> tuple[float, float, int]:
     """Returns from when to when samples of a bucket count, in seconds since the epoch, and how many were committed."""
