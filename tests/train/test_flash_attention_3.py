@@ -83,10 +83,15 @@ class StandIn:
                 yield (slice(*queries),), (slice(*keys),)
 
 
-@pytest.fixture(params=RESULTS)
-def kernels(request: pytest.FixtureRequest) -> Iterator[StandIn]:
+@pytest.fixture
+def nothing_loaded() -> None:
+    """PyTorch keeps a library's operators for good, so none can stand in for them in a process that has loaded it."""
     if hasattr(torch.ops.flash_attn_3, "fwd"):
         pytest.skip("the library itself is loaded")
+
+
+@pytest.fixture(params=RESULTS)
+def kernels(request: pytest.FixtureRequest, nothing_loaded: None) -> Iterator[StandIn]:
     stand_in = StandIn()
     library = torch.library.Library("flash_attn_3", "FRAGMENT")
     library.define(FORWARD)
@@ -210,12 +215,11 @@ def test_the_library_of_its_own_package_comes_first(packages: Path) -> None:
     assert ours.find_library() == packages / "flash_attn_3/_C.abi3.so"
 
 
+@pytest.mark.usefixtures("nothing_loaded")
 @pytest.mark.parametrize("package", ["xformers", "flash_attn_3"])
 def test_a_library_that_does_not_load_is_left_out_with_a_warning_and_is_an_error_by_name(
     packages: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    if hasattr(torch.ops.flash_attn_3, "fwd"):
-        pytest.skip("the library itself is loaded")
     install(packages, package, "flash_attn_3/_C.so" if package == "xformers" else "_C.so", "0.0.34")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     device = torch.device("cuda", 0)
@@ -227,11 +231,10 @@ def test_a_library_that_does_not_load_is_left_out_with_a_warning_and_is_an_error
         ours.flash_attention_3(q, q, q)
 
 
+@pytest.mark.usefixtures("nothing_loaded")
 def test_the_runtime_of_cuda_12_is_loaded_first_where_a_package_brings_it(
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if hasattr(torch.ops.flash_attn_3, "fwd"):
-        pytest.skip("the library itself is loaded")
     install(packages, "flash_attn_3", "_C.so", "3.0.0")
     library, runtime = packages / "flash_attn_3/_C.so", packages / "nvidia/cuda_runtime/lib/libcudart.so.12"
     monkeypatch.setattr(sys, "path", [str(packages)])

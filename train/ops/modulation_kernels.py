@@ -21,8 +21,7 @@ from train.ops.modulation_op import LAYER_NORM_EPS
 from train.ops.partial_sums_kernels import add_partial_sums
 
 FORWARD_ROWS, FORWARD_WARPS = 2, 1
-BACKWARD_WARPS, BACKWARD_STAGES = 2, 1
-"""With more stages, rows are loaded ahead into shared memory."""
+BACKWARD_WARPS = 2
 _PROGRAMS = 2112
 """About as many in the backward pass: sixteen for each of Hopper's 132 multiprocessors."""
 
@@ -105,7 +104,6 @@ def _backward(  # type: ignore[no-untyped-def]
     group_rows, G, chunk_rows, gate_b, gate_g, scale_b, scale_g, sums_of_one,
     D: tl.constexpr, A: tl.constexpr, C: tl.constexpr,
     HAS_RESIDUAL_GRAD: tl.constexpr, HAS_BRANCH_GRAD: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
-    STAGES: tl.constexpr,
 ):  # fmt: skip
     group, chunk = tl.program_id(1), tl.program_id(0)
     b, g = (group // G).to(tl.int64), group % G
@@ -118,7 +116,7 @@ def _backward(  # type: ignore[no-untyped-def]
     if HAS_GATE:
         gate_a, gate_c = _load_vector(gate + b * gate_b + g * gate_g, D, A, C)
         gate_sum_a, gate_sum_c = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
-    for row in tl.range(first, end, num_stages=STAGES):
+    for row in range(first, end):
         offset = (start + row) * D
         if HAS_RESIDUAL_GRAD:
             da, dc = _load_vector(residual_grad + offset, D, A, C)
@@ -235,7 +233,7 @@ def _backward_launch(
         _backward,
         (chunks, groups),
         (rows, G, chunk_rows, *_strides(gate), *_strides(scale), groups * chunks * D),
-        (D, *_parts(D), has_residual_grad, has_branch_grad, gate is not None, scale is not None, BACKWARD_STAGES),
+        (D, *_parts(D), has_residual_grad, has_branch_grad, gate is not None, scale is not None),
         num_warps=BACKWARD_WARPS,
     )
     return launch, (num_sums, groups, chunks, D)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -26,6 +27,8 @@ from tests.train.distributed.training_cases import (
 from train.ema import Ema
 from train.metrics import Totals
 from train.model import create_model
+from train.model.transformer import DiffusionTransformer
+from train.parallel.master_weights import MasterWeights
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine, take_step
 from train.step import TrainingStep
@@ -47,15 +50,18 @@ def steps_in_buckets_are_those_of_deepspeed(ranks: Ranks, _folder: Path) -> None
                 assert error <= 10 * rtol * (scale + 1e-3), f"{what}, {name}: off by {error} of {scale}"
 
 
+def _in_small_buckets(ranks: Ranks, stage: int) -> tuple[DiffusionTransformer, Any, MasterWeights]:
+    model = small_model("stdit-ti/2")
+    with mock.patch("train.parallel.lean_zero.BUCKET_ELEMENTS", 5003):
+        engine, masters = build_engine(model, config_of("stdit-ti/2", zero_stage=stage), ranks.device, ranks.world_size)
+    return model, engine, masters
+
+
 def gradients_are_freed_as_the_stage_says(ranks: Ranks, _folder: Path) -> None:
     """After the backward pass: at stage 2 a rank holds what it owns, at stage 1 all, and after the step nothing."""
     ranks.share_samples(1)
     for stage in (1, 2):
-        model = small_model("stdit-ti/2")
-        with mock.patch("train.parallel.lean_zero.BUCKET_ELEMENTS", 5003):
-            engine, masters = build_engine(
-                model, config_of("stdit-ti/2", zero_stage=stage), ranks.device, ranks.world_size
-            )
+        model, engine, masters = _in_small_buckets(ranks, stage)
         step = TrainingStep(engine, model, objective_of("stdit-ti/2"))
         gathered = []
         model.x_embedder.proj.bias.register_post_accumulate_grad_hook(
@@ -80,11 +86,7 @@ def gradients_that_some_ranks_do_not_have_count_as_zero(ranks: Ranks, _folder: P
     """Each parameter but the last two is used by one rank alone, so that buckets are complete at other times."""
     ranks.share_samples(1)
     for stage in (1, 2):
-        model = small_model("stdit-ti/2")
-        with mock.patch("train.parallel.lean_zero.BUCKET_ELEMENTS", 5003):
-            engine, masters = build_engine(
-                model, config_of("stdit-ti/2", zero_stage=stage), ranks.device, ranks.world_size
-            )
+        model, engine, masters = _in_small_buckets(ranks, stage)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = [parameter.detach().clone() for parameter in parameters]
         engine.backward(sum(p.square().sum() for p in parameters[ranks.rank : -2 : ranks.world_size]))
