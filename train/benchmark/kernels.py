@@ -19,6 +19,7 @@ from train.benchmark.gpu_time import gpu_milliseconds
 from train.model.attention import AttentionBackend, KeyMask, caption_attention
 from train.ops.gelu import bias_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
+from train.ops.qk_norm import qk_norm
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
 
@@ -76,7 +77,11 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("kernels: expected a CUDA device, found none")
     torch.manual_seed(0)
     copy = _copy_gigabytes_per_second()
-    rows = [row for case in [*_time_cases(), *_modulation_cases(), _gelu_case()] for row in _measure(case)]
+    rows = [
+        row
+        for case in [*_time_cases(), *_modulation_cases(), _gelu_case(), *map(_qk_norm_case, (16_384, 32_768))]
+        for row in _measure(case)
+    ]
     rows += [row for tokens, batch, padded in ((4096, 8, 120), (4096, 8, 300), (16384, 2, 120))
              for row in _measure_captions(tokens, batch, padded)]  # fmt: skip
     text = _table(rows, copy)
@@ -144,6 +149,16 @@ def _gelu_case(N: int = 32_768, width: int = 4 * _WIDTH) -> _Case:
         inputs=[_random(N, width), _random(width)],
         grads=[_random(N, width, grad=False)],
         moved_bytes=5 * N * width * 2,
+    )
+
+
+def _qk_norm_case(tokens: int) -> _Case:
+    return _Case(
+        name=f"qk-norm, {tokens:,} tokens",
+        operation=qk_norm,
+        inputs=[_random(tokens, 3, _HEADS, _HEAD_WIDTH), _random(_HEAD_WIDTH), _random(_HEAD_WIDTH)],
+        grads=[_random(tokens, _HEADS, _HEAD_WIDTH, grad=False) for _ in range(3)],
+        moved_bytes=12 * tokens * _WIDTH * 2,  # q, k, both normed; then q, k, three gradients, and three for the packed
     )
 
 

@@ -14,7 +14,9 @@ from train.model.attention import AttentionBackend, KeyMask, attention, caption_
 from train.model.config import ModelConfig
 from train.model.layers import Linear
 from train.model.layout import TokenLayout
-from train.ops.time_attention import RMS_NORM_EPS, time_attention
+from train.ops.qk_norm import qk_norm
+from train.ops.qk_norm_op import RMS_NORM_EPS
+from train.ops.time_attention import time_attention
 
 Rope = tuple[Float[Tensor, "T P/2"], Float[Tensor, "T P/2"]]
 """Cosines and sines of the angles by which queries and keys are turned."""
@@ -33,11 +35,14 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
         self.k_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
 
-    def normed(self, q: Float[Tensor, "... P"], k: Float[Tensor, "... P"]) -> tuple[Tensor, Tensor]:
-        """Returns queries and keys, normalised if the model does that."""
-        if self.q_norm is None or self.k_norm is None:
-            return q, k
-        return self.q_norm(q), self.k_norm(k)
+    def taken_apart(self, qkv: Float[Tensor, "*rows 3 H P"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries, keys and values (*rows, H, P), the first two normalised if the model does that."""
+        if self.q_norm is not None and self.k_norm is not None:
+            return qk_norm(qkv, self.q_norm.weight, self.k_norm.weight)
+        rows = qkv.shape[:-3]
+        # as parts of (rows, 3, H, P): PyTorch joins gradients of up to 4 dimensions in one pass
+        q, k, v = (part.view(*rows, *part.shape[1:]) for part in qkv.flatten(0, -4).unbind(1))
+        return q, k, v
 
     def attend(
         self, q: Float[Tensor, "B N H P"], k: Float[Tensor, "B N H P"], v: Float[Tensor, "B N H P"]
@@ -54,8 +59,8 @@ class SpaceAttention(SelfAttention):
 
     def _within_frames(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
         B, T, S, _ = x.shape
-        q, k, v = self.qkv(x).view(B * T, S, 3, self.num_heads, -1).unbind(2)  # (B*T, S, H, P) each
-        return self.proj(self.attend(*self.normed(q, k), v).reshape(x.shape))
+        qkv = self.qkv(x).view(B * T, S, 3, self.num_heads, -1)
+        return self.proj(self.attend(*self.taken_apart(qkv)).reshape(x.shape))
 
 
 class TimeAttention(SelfAttention):
@@ -91,10 +96,8 @@ class FullAttention(SelfAttention):
     """Attention among all tokens of a sample."""
 
     def forward(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float[Tensor, "B T S D"]:
-        # taken apart as (B*T*S, 3, H, P): PyTorch joins gradients of up to 4 dimensions in one pass
-        parts = self.qkv(x).view(x.shape[:3].numel(), 3, self.num_heads, -1).unbind(1)
-        q, k, v = (part.view(*x.shape[:3], *part.shape[1:]) for part in parts)  # (B, T, S, H, P) each
-        return self.proj(layout.along_all(*self.normed(q, k), v, self.attend).reshape(x.shape))
+        qkv = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, -1)
+        return self.proj(layout.along_all(*self.taken_apart(qkv), self.attend).reshape(x.shape))
 
 
 class CrossAttention(nn.Module):

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Kernel = Literal["modulation", "time", "captions", "gelu", "linear"]
+Kernel = Literal["modulation", "time", "captions", "gelu", "linear", "qk_norm"]
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 

@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.ops import time_attention_op
+from train.ops.qk_norm_op import RMS_NORM_EPS
 from train.ops.reference import kernel_wanted
-
-RMS_NORM_EPS = 1e-6
 
 
 def rotate(x: Float[Tensor, "... P"], cos: Float[Tensor, "... P/2"], sin: Float[Tensor, "... P/2"]) -> Tensor:

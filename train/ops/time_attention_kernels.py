@@ -20,10 +20,10 @@ from torch import Tensor
 from train.ops.head_parts import head_parts, precision
 from train.ops.head_tiles import dot, load_rows, store_rows
 from train.ops.launching import Launch
+from train.ops.qk_norm_op import RMS_NORM_EPS
 from train.ops.time_attention_op import MOST_FRAMES
 
 TILE_ROWS = MOST_FRAMES
-RMS_NORM_EPS = 1e-6
 
 
 @triton.jit

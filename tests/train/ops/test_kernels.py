@@ -13,6 +13,7 @@ from train.model.attention import KeyMask, caption_attention
 from train.ops.gelu import bias_gelu
 from train.ops.linear import linear, linear_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, gate_add_twice, norm_modulate
+from train.ops.qk_norm import qk_norm
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
 
@@ -123,6 +124,46 @@ def test_attention_to_captions_and_its_gradients_are_right(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "size", [(1000, 16, 72), (7, 3, 72), (1, 1, 8), (33, 2, 64), (50, 5, 100), (9, 2, 256), (3001, 2, 33)], ids=str
+)
+@pytest.mark.parametrize("gradients", ["apart", "packed", "transposed"])
+def test_norms_of_queries_and_keys_and_their_gradients_are_right(
+    gradients: str, size: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    N, H, P = size
+
+    def operation(qkv: Tensor, q_weight: Tensor, k_weight: Tensor) -> tuple[Tensor, ...]:
+        parts = qk_norm(qkv, q_weight, k_weight)
+        if gradients == "packed":
+            return (torch.stack(parts, dim=1),)
+        return tuple(part.transpose(0, 1) for part in parts) if gradients == "transposed" else parts
+
+    shape = {"apart": (N, H, P), "packed": (N, 3, H, P), "transposed": (H, N, P)}[gradients]
+    values = [_random(N, 3, H, P), 1 + 0.3 * _random(P), 1 + 0.3 * _random(P)]
+    _require_close(operation, values, [_random(*shape) for _ in range(3)], dtype)
+
+
+@pytest.mark.parametrize("size", [(2**20 + 3, 1, 16), (2**31 // (3 * 16 * 72) + 50, 16, 72)], ids=str)
+def test_norms_of_queries_and_keys_take_the_tokens_of_several_long_videos(size: tuple[int, ...]) -> None:
+    N, H, P = size  # more tiles than a grid has on its second axis; more values than 32 bits count
+    weights = [torch.rand(P, device="cuda", requires_grad=True) for _ in range(2)]
+    qkv = torch.zeros(N, 3, H, P, device="cuda", dtype=torch.bfloat16)
+    last = torch.randn(70, 3, H, P, device="cuda").bfloat16()
+    qkv[-70:] = last
+    results = []
+    for each in (qkv.requires_grad_(), last.requires_grad_()):
+        grads = [torch.zeros(each.shape[0], H, P, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+        for index, grad in enumerate(grads):
+            grad[-70:] = last.detach()[:, 2 - index]
+        outputs = qk_norm(each, *weights)
+        results.append([*outputs, *torch.autograd.grad(outputs, [each, *weights], grads)])
+    for ours, right in zip(*results, strict=True):
+        torch.testing.assert_close(ours[-right.shape[0] :], right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(50, 64, 256), (1000, 72, 100), (1, 32, 130), (3001, 16, 4608)], ids=str)
 def test_gelu_of_a_linear_layer_and_its_gradients_are_right(size: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -213,7 +254,9 @@ def test_kernels_do_not_break_a_compiled_graph() -> None:
     def block(x: Tensor, qkv_weight: Tensor, weight: Tensor, bias: Tensor, modulation: Tensor) -> Tensor:
         gate, shift, scale = modulation.unbind(1)
         h = norm_modulate(x, shift, scale)
-        h = time_attention((h @ qkv_weight).unflatten(3, (3, 2, 64))).flatten(3)
+        qkv = (h @ qkv_weight).unflatten(3, (3, 2, 64))
+        q, k, v = qk_norm(qkv, bias[:64], bias[64:])
+        h = time_attention(qkv).flatten(3) + (q * k.sigmoid() * v).flatten(3)
         h = linear_gelu(linear(h, weight, bias), weight, bias)
         return gate_add_norm_modulate(x, h, gate, shift, scale)[1]
 

@@ -1,14 +1,19 @@
 """The kernels as operators, where there is no GPU: tensors without content have shapes, and keep what a GPU would."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from train.model.attention import KeyMask, caption_attention
+from train.model.attention import KeyMask, attention, caption_attention
+from train.model.checkpointing import ActivationCheckpointing, checkpointed
 from train.ops.gelu import bias_gelu
 from train.ops.linear import _Linear, linear_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
+from train.ops.qk_norm import qk_norm
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
 
@@ -55,6 +60,45 @@ def test_modulation_keeps_the_residual_and_two_statistics_a_token(groups: int) -
     assert _kept_bytes(gate_add(x, h, gate), x, h, gate) == 0
     both = gate_add_norm_modulate(x, h, gate, shift, scale)
     assert _kept_bytes(both, x, h, gate, shift, scale) == statistics + 2 * 3 * 5 * 64 * 2
+
+
+def test_norms_of_queries_and_keys_keep_their_input_alone_and_leave_values_in_it() -> None:
+    qkv, q_weight, k_weight = _empty(10, 3, 4, 72), _empty(72), _empty(72)
+    q, k, v = qk_norm(qkv, q_weight, k_weight)
+    assert (q.stride(), k.stride(), v.stride()) == ((288, 72, 1), (288, 72, 1), (864, 72, 1))
+    assert q.shape == k.shape == v.shape == (10, 4, 72)
+    node = q.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    assert {id(t) for t in node.saved_tensors} == {id(qkv), id(q_weight), id(k_weight)}  # type: ignore[union-attr]
+    torch.autograd.backward([q, k, v], [torch.empty_like(t) for t in (q, k, v)])
+    for each in (qkv, q_weight, k_weight):
+        assert each.grad is not None
+        assert (each.grad.shape, each.grad.dtype) == (each.shape, each.dtype)
+
+
+def test_heads_that_no_tile_holds_are_normalised_by_pytorch() -> None:
+    for width, by_kernel in ((256, True), (257, False)):
+        weights = _empty(width), _empty(width)
+        q, _, _ = qk_norm(_empty(2, 5, 3, 2, width), *weights)
+        assert q.shape == (2, 5, 2, width)
+        assert ("_QkNorm" in str(q.grad_fn.next_functions[0][0])) == by_kernel  # type: ignore[union-attr]
+
+
+def test_queries_and_keys_are_normalised_head_by_head_and_values_are_not() -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 5, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    norms = [nn.RMSNorm(6, eps=1e-6, dtype=torch.float64) for _ in range(2)]
+    weights = [norm.weight for norm in norms]
+    for weight in weights:
+        nn.init.uniform_(weight)
+    q, k, v = qkv.unbind(2)
+    right = norms[0](q), norms[1](k), v
+    found = qk_norm(qkv, weights[0], weights[1])
+    for ours, expected in zip(found, right, strict=True):
+        torch.testing.assert_close(ours, expected)
+    grads = [torch.randn_like(q) for _ in range(3)]
+    results = [torch.autograd.grad(outputs, [qkv, *weights], grads) for outputs in (found, right)]
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_gelu_of_a_linear_layer_keeps_the_product_alone() -> None:
@@ -109,6 +153,29 @@ def test_reference_operations_use_no_kernel() -> None:
         assert "latentmill" in str(norm_modulate(x, shift, scale).grad_fn)
     with reference_operations():
         assert "latentmill" not in str(norm_modulate(x, shift, scale).grad_fn)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_norms_of_queries_and_keys_are_computed_again_under_checkpointing(mode: ActivationCheckpointing) -> None:
+    calls: list[str] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    def block(x: Tensor, weight: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
+        qkv = (x @ weight).unflatten(1, (3, 2, 32))
+        q, k, v = (t.unsqueeze(0) for t in qk_norm(qkv, q_weight, k_weight))
+        return attention(q, k, v).flatten(2)
+
+    inputs = [_empty(10, 64), _empty(64, 192), _empty(32), _empty(32)]
+    with Counting():
+        checkpointed(block, mode)(*inputs).sum().backward()
+    assert all(each.grad is not None for each in inputs)
+    assert calls.count("latentmill_qk_norm::qk_norm") == 2
+    assert calls.count("latentmill_qk_norm::qk_norm_backward") == 1
+    assert calls.count("aten::_scaled_dot_product_cudnn_attention") == (1 if mode == "selective" else 2)
 
 
 def test_what_is_computed_again_under_checkpointing_has_gradients() -> None:
