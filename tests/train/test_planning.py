@@ -14,7 +14,7 @@ from train.config import OptimiserOptions, ParallelOptions, TrainConfig
 from train.diffusion.objective import create_objective
 from train.model import model_config
 from train.model.checkpointing import Recomputation
-from train.ops.time_attention import time_attention
+from train.model.long_time_attention import long_time_attention
 from train.planning.activations import meta_batch, meta_model, working_bytes
 from train.planning.allocations import Allocations
 from train.planning.dry_run import describe, largest_buckets, plan_bucket
@@ -107,7 +107,7 @@ def test_attention_along_more_frames_than_our_kernels_take_keeps_no_probabilitie
     allocations = Allocations()
     with allocations:
         allocations.leave_out(qkv)
-        time_attention(qkv).sum().backward()
+        long_time_attention(qkv).sum().backward()
     assert allocations.peak < 4 * qkv.numel() * qkv.element_size()  # the plain form takes 9 times as much as qkv
 
 

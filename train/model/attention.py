@@ -10,7 +10,10 @@ Captions are ragged: each sample sees its own valid caption tokens only. Kernels
 sequences of several lengths read keys and values where they lie: the padding of a sample becomes a sequence of its own
 that nobody queries, so nothing is packed and nothing waits for the device to count.
 
-Letters: B batch, N queries, M keys, H heads, D width of a head.
+Queries, keys and values of one product stay one tensor as long as they can: joining the gradients of its parts is a
+pass over memory, and copies into the order of the sequences are two more.
+
+Letters: B batch, N queries, M keys, H heads, D width of a head, S sequences whose tokens are interleaved.
 """
 
 import importlib
@@ -27,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared.errors import InputError
 from train.model import flash_attention_3
+from train.model.flash_attention_3_packed import flash_attention_3_packed
 from train.ops import caption_attention_op
 from train.ops.head_parts import fits_tiles
 from train.ops.reference import kernel_wanted
@@ -177,6 +181,75 @@ def attention(
         out: Tensor = importlib.import_module("flash_attn").flash_attn_func(q, k, v)
         return out
     return _sdpa(q, k, v, None, backend)
+
+
+def packed_attention(
+    qkv: Float[Tensor, "B N 3 H D"], *, backend: AttentionBackend | None = None
+) -> Float[Tensor, "B N H D"]:
+    """Returns softmax(q k^T / sqrt(D)) v.
+
+    Args:
+        qkv: Queries, keys and values as one product gives them.
+        backend: The kernel to use; None chooses one.
+
+    Raises:
+        InputError: if ``backend`` does not exist for the tensor's device and dtype.
+    """
+    if _flash_3_takes(qkv, backend):
+        return flash_attention_3_packed(qkv.unsqueeze(2)).squeeze(2)
+    return attention(*taken_apart(qkv), backend=backend)
+
+
+def interleaved_packed_attention(
+    qkv: Float[Tensor, "B N S 3 H D"], *, backend: AttentionBackend | None = None
+) -> Float[Tensor, "B N S H D"]:
+    """Returns the same along the second dimension: of each sample and each of its S sequences."""
+    if _flash_3_takes(qkv, backend):
+        return flash_attention_3_packed(qkv)
+    return interleaved_attention(*taken_apart(qkv), backend=backend)
+
+
+def taken_apart(qkv: Float[Tensor, "*rows 3 H D"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns views of queries, keys and values: (*rows, H, D) each.
+
+    As parts of (rows, 3, H, D): PyTorch joins gradients of up to 4 dimensions in one pass.
+    """
+    rows = qkv.shape[:-3]
+    q, k, v = (part.view(*rows, *part.shape[1:]) for part in qkv.flatten(0, -4).unbind(1))
+    return q, k, v
+
+
+def interleaved_attention(
+    q: Float[Tensor, "B N S H D"],
+    k: Float[Tensor, "B N S H D"],
+    v: Float[Tensor, "B N S H D"],
+    *,
+    backend: AttentionBackend | None = None,
+) -> Float[Tensor, "B N S H D"]:
+    """Returns what :func:`interleaved_packed_attention` does, of queries, keys and values apart.
+
+    Kernels are given views: their outputs and gradients have the order in memory of what they belong to. Samples go one
+    by one, as no strides express the sequences of several.
+    """
+    if q.shape[0] == 1:  # past PyTorch's unbind, whose gradient is a copy
+        return _one_interleaved(q.squeeze(0), k.squeeze(0), v.squeeze(0), backend).unsqueeze(0)
+    return torch.stack([_one_interleaved(*sample, backend) for sample in zip(q, k, v, strict=True)])
+
+
+def _one_interleaved(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend | None) -> Tensor:
+    """Returns (N, S, H, D) of as much."""
+    return attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), backend=backend).transpose(0, 1)
+
+
+def _flash_3_takes(qkv: Tensor, backend: AttentionBackend | None) -> bool:
+    """Whether a product goes to FlashAttention 3 as it is; what a GPU keeps of it is counted from its parts."""
+    if qkv.is_meta:
+        return False
+    if backend is None:
+        backend = automatic_backend(qkv.device, qkv.dtype, length=qkv.shape[1], head_width=qkv.shape[-1])
+    else:
+        require_backend(backend, qkv.device.type, qkv.dtype)
+    return backend == "flash-attn-3"
 
 
 def caption_attention(

@@ -10,10 +10,11 @@ Letters: B batch, T frames, S tokens of a frame, N tokens, L caption tokens, D w
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from train.model.attention import AttentionBackend, KeyMask, attention, caption_attention
+from train.model.attention import AttentionBackend, KeyMask, attention, caption_attention, packed_attention
 from train.model.config import ModelConfig
 from train.model.layers import Linear
 from train.model.layout import TokenLayout
+from train.model.long_time_attention import is_long, long_time_attention
 from train.ops.qk_norm import qk_norm
 from train.ops.qk_norm_op import RMS_NORM_EPS
 from train.ops.time_attention import time_attention
@@ -35,20 +36,11 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
         self.k_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
 
-    def taken_apart(self, qkv: Float[Tensor, "*rows 3 H P"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns queries, keys and values (*rows, H, P), the first two normalised if the model does that."""
-        if self.q_norm is not None and self.k_norm is not None:
-            return qk_norm(qkv, self.q_norm.weight, self.k_norm.weight)
-        rows = qkv.shape[:-3]
-        # as parts of (rows, 3, H, P): PyTorch joins gradients of up to 4 dimensions in one pass
-        q, k, v = (part.view(*rows, *part.shape[1:]) for part in qkv.flatten(0, -4).unbind(1))
-        return q, k, v
-
-    def attend(
-        self, q: Float[Tensor, "B N H P"], k: Float[Tensor, "B N H P"], v: Float[Tensor, "B N H P"]
-    ) -> Float[Tensor, "B N H P"]:
-        """Returns the attention of each sequence to itself, by the chosen backend."""
-        return attention(q, k, v, backend=self.backend)
+    def attend(self, qkv: Float[Tensor, "B N 3 H P"]) -> Float[Tensor, "B N H P"]:
+        """Returns the attention of each sequence to itself, of queries and keys normalised if the model does that."""
+        if self.q_norm is None or self.k_norm is None:
+            return packed_attention(qkv, backend=self.backend)
+        return attention(*qk_norm(qkv, self.q_norm.weight, self.k_norm.weight), backend=self.backend)
 
 
 class SpaceAttention(SelfAttention):
@@ -60,7 +52,7 @@ class SpaceAttention(SelfAttention):
     def _within_frames(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
         B, T, S, _ = x.shape
         qkv = self.qkv(x).view(B * T, S, 3, self.num_heads, -1)
-        return self.proj(self.attend(*self.taken_apart(qkv)).reshape(x.shape))
+        return self.proj(self.attend(qkv).reshape(x.shape))
 
 
 class TimeAttention(SelfAttention):
@@ -87,7 +79,11 @@ class TimeAttention(SelfAttention):
 
         def along_time(x: Tensor) -> Tensor:
             qkv = self.qkv(x if positions is None else x + positions).view(*x.shape[:3], 3, self.num_heads, -1)
-            return self.proj(time_attention(qkv, q_norm=q_norm, k_norm=k_norm, rope=rope).flatten(3))
+            if is_long(qkv):
+                out = long_time_attention(qkv, q_norm=q_norm, k_norm=k_norm, rope=rope, backend=self.backend)
+            else:
+                out = time_attention(qkv, q_norm=q_norm, k_norm=k_norm, rope=rope)
+            return self.proj(out.flatten(3))
 
         return layout.along_time(x, along_time)
 
@@ -97,7 +93,7 @@ class FullAttention(SelfAttention):
 
     def forward(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float[Tensor, "B T S D"]:
         qkv = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, -1)
-        return self.proj(layout.along_all(*self.taken_apart(qkv), self.attend).reshape(x.shape))
+        return self.proj(layout.along_all(qkv, self.attend).reshape(x.shape))
 
 
 class CrossAttention(nn.Module):

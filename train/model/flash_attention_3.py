@@ -96,7 +96,12 @@ def _failure() -> str | None:
     return None
 
 
-def _kernels() -> Any:
+def kernels() -> Any:
+    """Returns the library's operators.
+
+    Raises:
+        InputError: if it is missing or was not loaded.
+    """
     failure = _failure()
     if failure is not None:
         raise InputError(f"attention backend 'flash-attn-3': {failure}")
@@ -113,10 +118,12 @@ def _flash_attention_3(
     longest_queries: int | None,
     longest_keys: int | None,
 ) -> tuple[Tensor, Tensor]:
-    out, sums, *_ = _kernels().fwd(
+    out = torch.empty_like(q)
+    _, sums, *_ = kernels().fwd(
         q,
         k,
         v,
+        out=out,
         cu_seqlens_q=query_borders,
         cu_seqlens_k=key_borders,
         max_seqlen_q=longest_queries,
@@ -131,7 +138,7 @@ def _flash_attention_3(
 def _(q: Tensor, k: Tensor, v: Tensor, query_borders: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
     *sequences, H, _D = q.shape
     sums = (H, *sequences) if query_borders is not None else (sequences[0], H, sequences[1])
-    return q.new_empty(q.shape), q.new_empty(sums, dtype=torch.float32)
+    return torch.empty_like(q), q.new_empty(sums, dtype=torch.float32)
 
 
 @torch.library.custom_op("latentmill_attention::flash_attention_3_backward", mutates_args=())
@@ -147,8 +154,8 @@ def _backward(
     longest_queries: int | None,
     longest_keys: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
-    _kernels().bwd(
+    dq, dk, dv = (torch.empty_like(t) for t in (q, k, v))
+    kernels().bwd(
         grad,
         q,
         k,
@@ -170,7 +177,7 @@ def _backward(
 
 @_backward.register_fake
 def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -183,8 +190,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad: Tensor | None, _sums_grad: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    grads = _backward(grad.contiguous(), *ctx.saved_tensors, ctx.longest_queries, ctx.longest_keys)
+    *inputs, out, sums = ctx.saved_tensors
+    grads = _backward(_laid_out_as(out, grad), *inputs, out, sums, ctx.longest_queries, ctx.longest_keys)
     return *grads, None, None, None, None
+
+
+def _laid_out_as(out: Tensor, grad: Tensor) -> Tensor:
+    same = all(size == 1 or one == two for size, one, two in zip(out.shape, out.stride(), grad.stride(), strict=True))
+    return grad if same else torch.empty_like(out).copy_(grad)
 
 
 _flash_attention_3.register_autograd(_differentiate, setup_context=_keep)
@@ -194,6 +207,7 @@ def flash_attention_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v, (B, N, H, D), of queries (B, N, H, D), keys and values (B, M, H, D).
 
     They may lie apart in memory, as views of one tensor of all three do; only the values of a head must be neighbours.
+    Output and gradients have the order in memory of what they belong to, without gaps.
 
     Raises:
         InputError: if the library is missing or was not loaded.

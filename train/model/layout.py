@@ -16,8 +16,8 @@ from torch import Tensor
 
 Attend = Callable[[Tensor], Tensor]
 """Tokens (B, t, s, D) -> tokens (B, t, s, D)."""
-AttendHeads = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys, values (B, T*S, h, P) of some heads -> (B, T*S, h, P)."""
+AttendHeads = Callable[[Tensor], Tensor]
+"""Queries, keys and values (B, T*S, 3, h, P) of some heads -> (B, T*S, h, P)."""
 
 
 class TokenLayout(Protocol):
@@ -38,14 +38,8 @@ class TokenLayout(Protocol):
     def along_time(self, x: Float[Tensor, "B T' S' D"], attend: Attend) -> Float[Tensor, "B T' S' D"]:
         """Returns ``attend(x)`` where attend sees all frames, (B, T, s, D), of some places."""
 
-    def along_all(
-        self,
-        q: Float[Tensor, "B T' S' H P"],
-        k: Float[Tensor, "B T' S' H P"],
-        v: Float[Tensor, "B T' S' H P"],
-        attend: AttendHeads,
-    ) -> Float[Tensor, "B T' S' H P"]:
-        """Returns ``attend(q, k, v)`` where attend sees all tokens, in the order of (T, S), of some heads."""
+    def along_all(self, qkv: Float[Tensor, "B T' S' 3 H P"], attend: AttendHeads) -> Float[Tensor, "B T' S' H P"]:
+        """Returns ``attend(qkv)`` where attend sees all tokens, in the order of (T, S), of some heads."""
 
 
 class WholeLayout:
@@ -66,14 +60,8 @@ class WholeLayout:
     def along_time(self, x: Float[Tensor, "B T S D"], attend: Attend) -> Float[Tensor, "B T S D"]:
         return attend(x)
 
-    def along_all(
-        self,
-        q: Float[Tensor, "B T S H P"],
-        k: Float[Tensor, "B T S H P"],
-        v: Float[Tensor, "B T S H P"],
-        attend: AttendHeads,
-    ) -> Float[Tensor, "B T S H P"]:
-        return attend(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)).view_as(q)
+    def along_all(self, qkv: Float[Tensor, "B T S 3 H P"], attend: AttendHeads) -> Float[Tensor, "B T S H P"]:
+        return attend(qkv.flatten(1, 2)).unflatten(1, qkv.shape[1:3])
 
 
 LayoutFor = Callable[[int, int, int], TokenLayout]

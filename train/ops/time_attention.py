@@ -2,8 +2,8 @@
 """Attention along time: many short sequences, one a place of the frame, read where they lie.
 
 On a GPU, sequences of up to 64 frames go to Triton kernels (``time_attention_kernels``): library kernels take many
-times as long as moving the data does. Elsewhere, for longer ones, and as what the kernels are tested against, plain
-PyTorch.
+times as long as moving the data does. Elsewhere, and as what the kernels are tested against, plain PyTorch. Longer
+sequences on a GPU are library kernels' work, by ``train/model/long_time_attention.py``.
 
 Letters: B batch, T frames, S tokens of a frame, H heads, P head width.
 """

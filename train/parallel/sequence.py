@@ -23,7 +23,6 @@ whose mean is itself. So ZeRO runs over all ranks at any stage and knows nothing
 Letters: B batch, T frames, S tokens of a frame, T' and S' this rank's part, D width, H heads, P head width.
 """
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -146,14 +145,8 @@ class FramesLayout:
         x = _attend_something(x, 2, attend)
         return exchange(x, self._group, scatter=1, gather=2, gathered=self._frame_tokens)
 
-    def along_all(
-        self,
-        q: Float[Tensor, "B T' S H P"],
-        k: Float[Tensor, "B T' S H P"],
-        v: Float[Tensor, "B T' S H P"],
-        attend: AttendHeads,
-    ) -> Float[Tensor, "B T' S H P"]:
-        return _attend_by_heads(self._group, (q, k, v), attend, dim=1, total=self._frames)
+    def along_all(self, qkv: Float[Tensor, "B T' S 3 H P"], attend: AttendHeads) -> Float[Tensor, "B T' S H P"]:
+        return _attend_by_heads(self._group, qkv, attend, dim=1, total=self._frames)
 
 
 class PlacesLayout:
@@ -182,14 +175,8 @@ class PlacesLayout:
     def along_time(self, x: Float[Tensor, "B T S' D"], attend: Attend) -> Float[Tensor, "B T S' D"]:
         return attend(x)
 
-    def along_all(
-        self,
-        q: Float[Tensor, "B T S' H P"],
-        k: Float[Tensor, "B T S' H P"],
-        v: Float[Tensor, "B T S' H P"],
-        attend: AttendHeads,
-    ) -> Float[Tensor, "B T S' H P"]:
-        return _attend_by_heads(self._group, (q, k, v), attend, dim=2, total=self._frame_tokens)
+    def along_all(self, qkv: Float[Tensor, "B T S' 3 H P"], attend: AttendHeads) -> Float[Tensor, "B T S' H P"]:
+        return _attend_by_heads(self._group, qkv, attend, dim=2, total=self._frame_tokens)
 
 
 def _attend_something(x: Tensor, dim: int, attend: Attend) -> Tensor:
@@ -204,23 +191,21 @@ def _attend_something(x: Tensor, dim: int, attend: Attend) -> Tensor:
     return attend(F.pad(x, padding)).narrow(dim, 0, 0)
 
 
-def _attend_by_heads(
-    group: Group, qkv: tuple[Tensor, Tensor, Tensor], attend: AttendHeads, *, dim: int, total: int
-) -> Tensor:
-    """Returns ``attend`` over all tokens by this rank's heads, back in the layout of the queries.
+def _attend_by_heads(group: Group, qkv: Tensor, attend: AttendHeads, *, dim: int, total: int) -> Tensor:
+    """Returns ``attend`` over all tokens by this rank's heads, back in the layout that they came in.
 
     Args:
         group: The sequence group.
-        qkv: (B, T', S', H, P) each.
-        attend: Over (B, T*S, h, P).
+        qkv: (B, T', S', 3, H, P).
+        attend: Over (B, T*S, 3, h, P).
         dim: 1 if frames are spread, 2 if places are.
         total: How many of them there are.
 
     Raises:
         InputError: if there are fewer heads than ranks.
     """
-    heads = qkv[0].shape[3]
+    heads = qkv.shape[4]
     require_heads(heads, group.size)
-    q, k, v = exchange(torch.stack(qkv), group, scatter=4, gather=1 + dim, gathered=total)  # (B, T, S, h, P) each
-    out = attend(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)).view(q.shape)
+    qkv = exchange(qkv, group, scatter=4, gather=dim, gathered=total)  # (B, T, S, 3, h, P)
+    out = attend(qkv.flatten(1, 2)).unflatten(1, qkv.shape[1:3])
     return exchange(out, group, scatter=dim, gather=3, gathered=heads)

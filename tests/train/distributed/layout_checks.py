@@ -37,8 +37,7 @@ class Mixer(nn.Module):
         x = x * (1 + layout.split_frames(self.frames(frame_values))[:, :, None])
         x = x + layout.along_space(x, lambda t: _attend(self.space(t), 2))
         x = x + layout.along_time(x, lambda t: _attend(self.time(t), 1))
-        q, k, v = self.qkv(x).unflatten(3, (3, HEADS, -1)).unbind(3)
-        x = x + layout.along_all(q, k, v, _attend_heads).flatten(3)
+        x = x + layout.along_all(self.qkv(x).unflatten(3, (3, HEADS, -1)), _attend_heads).flatten(3)
         return self.after(layout.merge(x))
 
 
@@ -47,8 +46,8 @@ def _attend(qkv: Tensor, dim: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).movedim(-2, dim)
 
 
-def _attend_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+def _attend_heads(qkv: Tensor) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
@@ -100,4 +99,4 @@ def _one_head(ranks: Ranks) -> None:
     x = torch.zeros(1, ranks.world_size, 1, 1, 8, device=ranks.device)
     layout = SequenceParallel(ranks.world_size).layout_for(1, ranks.world_size, 1)
     part = layout.split(x.flatten(3)).unflatten(3, (1, 8))
-    layout.along_all(part, part, part, _attend_heads)
+    layout.along_all(torch.stack([part] * 3, dim=3), _attend_heads)
