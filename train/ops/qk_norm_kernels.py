@@ -20,7 +20,7 @@ from train.ops.launching import Launch
 from train.ops.partial_sums_kernels import add_partial_sums
 from train.ops.qk_norm_op import RMS_NORM_EPS
 
-FORWARD_ROWS, FORWARD_WARPS = 16, 4
+FORWARD_ROWS, FORWARD_WARPS = 16, 2
 BACKWARD_ROWS, BACKWARD_WARPS = 16, 8
 BACKWARD_PROGRAMS = 396
 """About as many: three for each of Hopper's 132 multiprocessors."""
@@ -38,12 +38,10 @@ def _load_weight(weight, P: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignor
 
 
 @triton.jit
-def _normalise(  # type: ignore[no-untyped-def]
-    source, target, weight, inside, P: tl.constexpr, EPS: tl.constexpr
-):
-    x = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    x = x * tl.rsqrt(tl.sum(x * x, 1) / P + EPS)[:, None] * weight
-    tl.store(target, x.to(target.dtype.element_ty), mask=inside)
+def _normed(x, weight, P: tl.constexpr, EPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    dtype = x.dtype
+    x = x.to(tl.float32)
+    return (x * tl.rsqrt(tl.sum(x * x, 1) / P + EPS)[:, None] * weight).to(dtype)
 
 
 @triton.jit
@@ -54,9 +52,13 @@ def _forward(  # type: ignore[no-untyped-def]
     heads, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (heads < num_heads)[:, None] & (columns < P)[None, :]
     token, to = (heads // H).to(tl.int64), heads.to(tl.int64)[:, None] * P + columns[None, :]
-    source = qkv + (token * (2 * H * P))[:, None] + to
-    _normalise(source, q + to, _load_weight(q_weight, P, COLUMNS), inside, P, EPS)
-    _normalise(source + H * P, k + to, _load_weight(k_weight, P, COLUMNS), inside, P, EPS)
+    at = (token * (2 * H * P))[:, None] + to
+    queries = tl.load(qkv + at, mask=inside, other=0.0)
+    keys = tl.load(qkv + at + H * P, mask=inside, other=0.0)
+    # all loads before anything waits for one
+    q_scale, k_scale = _load_weight(q_weight, P, COLUMNS), _load_weight(k_weight, P, COLUMNS)
+    tl.store(q + to, _normed(queries, q_scale, P, EPS), mask=inside)
+    tl.store(k + to, _normed(keys, k_scale, P, EPS), mask=inside)
 
 
 @triton.jit
