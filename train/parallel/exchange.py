@@ -113,8 +113,13 @@ def _all_to_all(x: Tensor, group: Group, scatter: int, gather: int, sizes: tuple
 
 
 def _pack(x: Tensor, dim: int, sizes: tuple[int, ...]) -> tuple[Tensor, list[int]]:
-    """Returns the parts of x along ``dim``, end to end, and their numbers of values. One pass over x."""
+    """Returns the parts of x along ``dim``, end to end, and their numbers of values.
+
+    One pass over x, and none if all dimensions before ``dim`` have size 1.
+    """
     numels = [x.numel() // max(x.shape[dim], 1) * size for size in sizes]
+    if all(size == 1 for size in x.shape[:dim]):
+        return x.contiguous().view(-1), numels
     if sizes[0] == sizes[-1]:
         return x.unflatten(dim, (len(sizes), sizes[0])).movedim(dim, 0).contiguous().view(-1), numels
     packed = x.new_empty(x.numel())
