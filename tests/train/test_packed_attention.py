@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shared.errors import InputError
 from tests.train.flash_attention_3_stand_in import RESULTS, StandIn, plain, standing_in
 from train.model import attention as facade
+from train.model import flash_attention_3
 from train.model import flash_attention_3_packed as packed
 from train.model.attention import packed_attention
 from train.model.checkpointing import checkpointed
@@ -177,3 +178,23 @@ def test_only_long_sequences_of_a_gpu_go_past_the_kernels_and_not_what_they_are_
     assert not is_long(torch.empty(1, 65, 1, 3, 2, 72))
     with reference_operations():
         assert not is_long(long)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("size", [(1, 130, 5), (2, 70, 3), (2, 200, 1)], ids=str)
+@pytest.mark.parametrize("backend", ["cudnn", "flash-attn-3"])
+def test_on_a_gpu_long_sequences_are_right_and_nothing_is_put_in_order(
+    size: tuple[int, int, int], backend: facade.AttentionBackend
+) -> None:
+    if backend == "flash-attn-3" and not flash_attention_3.usable(torch.device("cuda", 0)):
+        pytest.skip("FlashAttention 3 is not installed, or the GPU is no Hopper")
+    torch.manual_seed(0)
+    qkv = torch.randn(*size, 3, 4, 72, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    grad = torch.randn(*size, 4, 72, device="cuda", dtype=torch.bfloat16)
+    out = long_time_attention(qkv, backend=backend)
+    (found,) = torch.autograd.grad(out, qkv, grad)
+    assert out.is_contiguous()
+    assert found.is_contiguous()
+    for result, right in zip((out, found), expected_of(qkv.double(), grad.double()), strict=True):
+        assert (result - right).norm() < 1e-2 * right.norm()
