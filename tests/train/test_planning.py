@@ -112,19 +112,24 @@ def test_attention_along_more_frames_than_our_kernels_take_keeps_no_probabilitie
 
 
 def test_a_stage_shares_what_it_says_it_shares():
-    def plan(stage, world_size, parts=1, **changes):
+    def plan(stage, world_size, parts=1, size=1000, **changes):
         parallel, optimiser = (
             ParallelOptions(zero_stage=stage, **changes),
             OptimiserOptions(gradient_accumulation=parts),
         )
-        return plan_memory(parallel, optimiser, num_weights=1000, num_trained=1000, world_size=world_size, working=7)
+        return plan_memory(parallel, optimiser, num_weights=size, num_trained=size, world_size=world_size, working=7)
 
     one, eight = plan(2, 1), plan(2, 8)
     assert (one.weights, one.masters, one.moments, one.average) == (2000, 4000, 8000, 4000)
     assert (eight.weights, eight.masters, eight.moments, eight.average) == (2000, 500, 1000, 500)
     assert (one.reduce_bucket, one.update) == (0, 2 * 2000)  # gradients, and all of them in one bucket
-    assert (eight.reduce_bucket, eight.update) == (3 * 250, 250)  # a bucket that fills, two that are sent
-    assert (plan(1, 8).reduce_bucket, plan(1, 8).update) == (0, 2000 + 3 * 250)
+    assert (eight.reduce_bucket, eight.update) == (
+        3 * 2000,
+        250,
+    )  # a bucket that fills, two that are sent: of all ranks
+    assert (plan(1, 8).reduce_bucket, plan(1, 8).update) == (0, 2000 + 3 * 2000)
+    large = plan(2, 4, size=2**26)  # where each rank's part is a bucket
+    assert (large.reduce_bucket, large.update) == (3 * 2**25, 2**25)
     assert plan(2, 1, parts=2).reduce_bucket == 1_000_000_000  # DeepSpeed's
     assert plan(2, 1, parts=2).update == 2 * 4000 + 4000
     assert plan(3, 8).weights == 2 * 125 + 2000

@@ -1,4 +1,4 @@
-"""Flat gradients cut into buckets, each of one rank: what is gathered, and sent, at once. Pure."""
+"""Flat gradients cut into buckets: what is gathered, and sent, at once. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,10 @@ from train.config import OptimiserOptions, ParallelOptions
 
 BUCKET_ELEMENTS = 2**25
 """Values of a bucket, at most: large enough for the links' speed, small against what is kept for the backward pass."""
+SHARED_BELOW = 2**23
+"""Values of a rank's part below which buckets hold the parts of several ranks and are summed on all. That sends twice
+as much, but a sum on one rank takes a time that grows with the number of ranks, and there are as many of them.
+"""
 STAGING_BUFFERS = 2
 """Of a bucket each: one is filled while another is sent."""
 
@@ -29,37 +33,52 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """A range of all parameters end to end that one rank owns."""
+    """A range of all parameters end to end."""
 
-    owner: int
-    """The rank."""
-    offset: int
-    """In what the owner has."""
+    start: int
+    """Of the range."""
     slices: tuple[Slice, ...]
     """In order."""
+    owner: int | None
+    """The rank that has all of it; None where several ranks have some of it."""
 
     @property
     def numel(self) -> int:
         """Values of all slices."""
         return sum(each.numel for each in self.slices)
 
+    def held(self, rank: int, part: int) -> slice:
+        """Returns which values of the bucket a rank has; of none, an empty slice.
 
-def cut_into_buckets(sizes: Sequence[int], *, part: int, largest: int) -> list[Bucket]:
+        Args:
+            rank: The rank.
+            part: Values that each rank has, see :func:`cut_into_buckets`.
+        """
+        begin, end = (min(max(bound * part - self.start, 0), self.numel) for bound in (rank, rank + 1))
+        return slice(begin, end)
+
+
+def cut_into_buckets(
+    sizes: Sequence[int], *, part: int, largest: int, shared_below: int = SHARED_BELOW
+) -> list[Bucket]:
     """Returns the buckets of parameters that lie end to end, in order; together they hold every value once.
 
     Args:
         sizes: Values of each parameter.
         part: Values that each rank has, the first rank the first; the last one's may reach beyond the parameters.
         largest: Values of a bucket, at most.
+        shared_below: Of smaller parts a bucket holds several.
     """
     ends = list(accumulate(sizes))
     total = ends[-1] if ends else 0
     buckets: list[Bucket] = []
     number = start = 0
     while start < total:
-        owner = start // part
-        end = min(start + largest, (owner + 1) * part, total)
-        offset, slices = start - owner * part, []
+        first, owner = start, start // part
+        end = min(start + largest, total)
+        if part >= shared_below:
+            end = min(end, (owner + 1) * part)
+        slices = []
         while start < end:
             if ends[number] > start:
                 begin, until = ends[number] - sizes[number], min(end, ends[number])
@@ -67,5 +86,6 @@ def cut_into_buckets(sizes: Sequence[int], *, part: int, largest: int) -> list[B
                 start = until
             if ends[number] <= start:
                 number += 1
-        buckets.append(Bucket(owner=owner, offset=offset, slices=tuple(slices)))
+        one = (end - 1) // part == owner
+        buckets.append(Bucket(start=first, slices=tuple(slices), owner=owner if one else None))
     return buckets

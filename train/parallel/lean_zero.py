@@ -6,8 +6,8 @@ on. Here DeepSpeed keeps the engine, the flat weights, the ranks' parts and the 
 between the backward pass and those is this module's:
 
 - Gradients are gathered by buckets of neighbouring parameters, one copy each. On several ranks each bucket is summed
-  where its owner is, at stage 2 while the backward pass goes on, and what other ranks own is freed; the sum becomes a
-  mean in the step itself.
+  where its owner is, or on all where ranks are so many that a bucket has several owners; at stage 2 while the backward
+  pass goes on, and what other ranks own is freed. The sum becomes a mean in the step itself.
 - The norm is computed over buckets, and stays on the device, as does the decision whether a step is taken.
 - The step is one kernel a bucket (:mod:`train.ops.adamw`): gradient, master weights, moments, the weights' moving
   average, the model's weights.
@@ -24,7 +24,7 @@ from deepspeed.runtime.utils import all_gather_dp_groups
 from torch import Tensor
 
 from train.ops.adamw import AdamWSettings, adamw_step, step_factors
-from train.parallel.buckets import BUCKET_ELEMENTS, STAGING_BUFFERS, Bucket, Slice, cut_into_buckets
+from train.parallel.buckets import BUCKET_ELEMENTS, SHARED_BELOW, STAGING_BUFFERS, Bucket, Slice, cut_into_buckets
 from train.parallel.master_weights import Following
 from train.parallel.verdict import Verdict
 
@@ -45,7 +45,8 @@ class LeanZero:
         self._rank, self._num_ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
         self._parameters: list[Tensor] = list(zero.bit16_groups[0])
         sizes = [parameter.numel() for parameter in self._parameters]
-        buckets = cut_into_buckets(sizes, part=int(zero.partition_size[0]), largest=BUCKET_ELEMENTS)
+        self._part = int(zero.partition_size[0])
+        buckets = cut_into_buckets(sizes, part=self._part, largest=BUCKET_ELEMENTS, shared_below=SHARED_BELOW)
         self._buckets = buckets[::-1]  # gradients come from the last layer to the first
         self._freed_after = self._last_bucket_of_each()
         for hook in zero._grad_acc_hooks:
@@ -69,9 +70,10 @@ class LeanZero:
         """Makes ready for the next backward pass."""
         self._num_gathered = 0
         self._missing = [len(bucket.slices) for bucket in self._buckets]
-        self._pieces: list[tuple[Bucket, Tensor]] = []
-        """The buckets of this rank, and their gradients."""
-        self._under_way: deque[tuple[dist.Work, Tensor | None]] = deque()
+        self._pieces: list[tuple[int, Tensor]] = []
+        """Gradients of what this rank owns, and where they begin in that."""
+        self._under_way: deque[tuple[dist.Work, Tensor | None, Bucket]] = deque()
+        """Sums that have begun; the buffer that is free after them; and of which bucket they are."""
         self._staging: list[Tensor] = []
 
     def _last_bucket_of_each(self) -> list[list[Tensor]]:
@@ -101,17 +103,17 @@ class LeanZero:
         while self._num_gathered < len(self._buckets):
             self._gather_next()
         while self._under_way:
-            self._under_way.popleft()[0].wait()
+            self._finish_next()
         self._staging.clear()
 
     @torch.no_grad()
     def _gather_next(self) -> None:
-        """Gathers a bucket, and begins to sum it on its owner: all ranks in the same order."""
+        """Gathers a bucket, and begins to sum it on its owners: all ranks in the same order."""
         bucket = self._buckets[self._num_gathered]
         parts = [self._gradient(part) for part in bucket.slices]
         if bucket.owner == self._rank:
             values, staged = torch.cat(parts), None
-            self._pieces.append((bucket, values))
+            self._pieces.append((bucket.start - self._rank * self._part, values))
         else:
             staged = self._free_buffer(parts[0])
             values = torch.cat(parts, out=staged[: bucket.numel])
@@ -120,10 +122,24 @@ class LeanZero:
             parameter.grad = None
         self._num_gathered += 1
         if self._num_ranks > 1:
-            owner = bucket.owner if self._group is None else dist.get_global_rank(self._group, bucket.owner)
-            work = dist.reduce(values, owner, group=self._group, async_op=True)
+            if bucket.owner is None:
+                work = dist.all_reduce(values, group=self._group, async_op=True)
+            else:
+                owner = bucket.owner if self._group is None else dist.get_global_rank(self._group, bucket.owner)
+                work = dist.reduce(values, owner, group=self._group, async_op=True)
             assert work is not None
-            self._under_way.append((work, staged))
+            self._under_way.append((work, staged, bucket))
+
+    def _finish_next(self) -> None:
+        """Lets the device wait for the oldest sum; of a bucket of several ranks, takes out what this one owns."""
+        work, staged, bucket = self._under_way.popleft()
+        work.wait()
+        if staged is None:
+            return
+        own = bucket.held(self._rank, self._part)
+        if bucket.owner is None and own.start < own.stop:
+            self._pieces.append((bucket.start + own.start - self._rank * self._part, staged[own].clone()))
+        self._staging.append(staged)
 
     def _gradient(self, part: Slice) -> Tensor:
         parameter = self._parameters[part.parameter]
@@ -135,16 +151,13 @@ class LeanZero:
     def _free_buffer(self, like: Tensor) -> Tensor:
         """Returns a buffer that nothing reads any more; the device waits for it, not the host."""
         while self._under_way and not (self._staging or self._num_staged() < STAGING_BUFFERS):
-            work, staged = self._under_way.popleft()
-            work.wait()
-            if staged is not None:
-                self._staging.append(staged)
+            self._finish_next()
         if self._staging:
             return self._staging.pop()
         return like.new_empty(max(bucket.numel for bucket in self._buckets))
 
     def _num_staged(self) -> int:
-        return sum(staged is not None for _, staged in self._under_way)
+        return sum(staged is not None for _, staged, _ in self._under_way)
 
     @torch.no_grad()
     def _step(self, closure: None = None) -> None:
@@ -161,8 +174,8 @@ class LeanZero:
         factors = step_factors(self.norm, state["step"], settings, max_norm=self._max_norm, num_summed=self._num_ranks)
         self.verdict = Verdict(factors[3])
         while self._pieces:
-            bucket, gradient = self._pieces.pop()
-            own, average, share = slice(bucket.offset, bucket.offset + bucket.numel), None, 0.0
+            offset, gradient = self._pieces.pop()
+            own, average, share = slice(offset, offset + gradient.numel()), None, 0.0
             if self.following is not None:
                 (flat,), share = self.following.averages, self.following.share
                 average = flat[own]
