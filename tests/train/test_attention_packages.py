@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from train.model.checkpointing import checkpointed
+from train.model.checkpointing import ActivationCheckpointing, checkpointed
 
 
+@pytest.mark.parametrize("mode", ["selective", "attention"])
 @pytest.mark.parametrize(("namespace", "times"), [("flash_attn", 1), ("of_nobody", 2)])
-def test_selective_checkpointing_keeps_what_attention_packages_computed(namespace: str, times: int) -> None:
+def test_checkpointing_keeps_what_attention_packages_computed(
+    namespace: str, times: int, mode: ActivationCheckpointing
+) -> None:
     calls = []
 
     def square(q, out=None):
@@ -30,7 +33,7 @@ def test_selective_checkpointing_keeps_what_attention_packages_computed(namespac
             return 2 * ctx.saved_tensors[0] * grad
 
     x = torch.tensor([0.5, -2.0], requires_grad=True)
-    checkpointed(lambda t: Square.apply(t.sin()).exp(), "selective")(x).sum().backward()
+    checkpointed(lambda t: Square.apply(t.sin()).exp(), mode)(x).sum().backward()
     assert len(calls) == times
     expected = 2 * x.sin() * x.cos() * x.sin().square().exp()
     torch.testing.assert_close(x.grad, expected.detach())

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train.small_models import KINDS, inputs, small_model
 from train.model import create_model
+from train.model.checkpointing import ACTIVATION_CHECKPOINTING
 from train.ops.cpu_bfloat16 import Float32Products
 
 SMALL = {"hidden_size": 32, "depth": 1, "num_heads": 2, "caption_channels": 8, "model_max_length": 4}
@@ -38,7 +39,7 @@ def gradients_of(model, context):
     return loss.detach(), torch.cat([parameter.grad.float().flatten() for parameter in model.parameters()])
 
 
-@pytest.mark.parametrize("activation_checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("activation_checkpointing", ACTIVATION_CHECKPOINTING)
 def test_a_model_trains_as_near_to_float32_as_with_plain_bfloat16(activation_checkpointing):
     ratios = []
     for seed in range(4):  # one draw alone differs by a quarter either way

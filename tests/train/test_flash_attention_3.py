@@ -86,7 +86,7 @@ def test_a_compiled_graph_is_not_broken(kernels: StandIn, monkeypatch: pytest.Mo
 
 def test_selective_checkpointing_keeps_what_it_computed(kernels: StandIn) -> None:
     qkv = torch.randn(2, 6, 3, 2, 8, requires_grad=True)
-    for mode, times in (("selective", 1), ("full", 2)):
+    for mode, times in (("selective", 1), ("attention", 1), ("full", 2)):
         kernels.given.clear()
         checkpointed(lambda t: ours.flash_attention_3(*t.sin().unbind(2)).exp(), mode)(qkv).sum().backward()
         assert len(kernels.given) == times

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from train.model import create_model
+from train.model.checkpointing import ACTIVATION_CHECKPOINTING
 from train.model.positions import rotary_frequencies, spatial_positions, temporal_positions
 from train.model.transformer import DiffusionTransformer
 
@@ -31,7 +32,7 @@ def golden_model(
     return model
 
 
-@pytest.mark.parametrize("activation_checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("activation_checkpointing", ACTIVATION_CHECKPOINTING)
 @pytest.mark.parametrize("backend", [None, "flash", "math"])
 @pytest.mark.parametrize("name", FILES)
 def test_output_and_gradients_agree_with_the_published_model(name, backend, activation_checkpointing):

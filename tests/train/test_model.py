@@ -3,12 +3,12 @@
 import pytest
 import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared.errors import InputError
 from tests.train.small_models import KINDS, SMALL, inputs, one_of, small_model
 from train.model import create_model, model_config
-from train.model.checkpointing import Recomputation
+from train.model.checkpointing import ACTIVATION_CHECKPOINTING, Recomputation
 
 WITH_CAPTIONS = [kind for kind in KINDS if not kind.endswith("labels")]
 
@@ -101,7 +101,7 @@ def test_patches_are_those_of_the_convolution_and_tokens_lie_one_after_the_other
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_way_of_checkpointing_gives_the_same_gradients_and_keeps_less(kind):
     results, kept_bytes = {}, {}
-    for mode in ("none", "selective", "full"):
+    for mode in ACTIVATION_CHECKPOINTING:
         model, values = small_model(kind, activation_checkpointing=mode), inputs(kind, size=(4, 8, 8))
         kept = {}
 
@@ -114,14 +114,14 @@ def test_every_way_of_checkpointing_gives_the_same_gradients_and_keeps_less(kind
         output.square().mean().backward()
         results[mode] = [output, *(parameter.grad for parameter in model.parameters())]
         kept_bytes[mode] = sum(kept.values())
-    for mode in ("selective", "full"):
+    for mode in ACTIVATION_CHECKPOINTING[1:]:
         torch.testing.assert_close(results[mode], results["none"], atol=1e-6, rtol=1e-5)
     assert kept_bytes["full"] < kept_bytes["none"] / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_that_keep_less_than_others_change_no_bit_and_come_first(kind):
-    settings = {"none": None, "selective": None, "full": None, "mixed selective": 1, "mixed full": 1}
+    settings = dict.fromkeys(ACTIVATION_CHECKPOINTING) | {f"mixed {mode}": 1 for mode in ACTIVATION_CHECKPOINTING[1:]}
     results = {}
     for name, blocks in settings.items():
         mode = name.removeprefix("mixed ")
@@ -132,14 +132,22 @@ def test_blocks_that_keep_less_than_others_change_no_bit_and_come_first(kind):
     for name, tensors in results.items():
         assert all(torch.equal(a, b) for a, b in zip(tensors, results["none"], strict=True)), name
 
-    model = small_model(kind, depth=3)
-    model.checkpoint_blocks(Recomputation(mode="full", blocks=2))
-    seen = []
+    model, seen = small_model(kind, depth=3), []
     for block in model.transformer_blocks():
         block.register_forward_pre_hook(lambda block, _: seen.append(block.checkpointing))
-    model(**values)
-    assert seen == ["full"] * 2 + ["selective"] * (len(seen) - 2)
-    assert len(seen) > 2
+    for mode, keeps_more in zip(ACTIVATION_CHECKPOINTING[1:], ACTIVATION_CHECKPOINTING, strict=False):
+        seen.clear()
+        model.checkpoint_blocks(Recomputation(mode=mode, blocks=2))
+        model(**values)
+        assert seen == [mode] * 2 + [keeps_more] * (len(seen) - 2)
+        assert len(seen) > 2
+
+
+def test_a_choice_of_recomputation_says_what_all_blocks_do():
+    assert str(Recomputation(mode="full", blocks=2)) == "full in 2 blocks, attention in the others"
+    assert str(Recomputation(mode="attention", blocks=1)) == "attention in 1 block, selective in the others"
+    assert str(Recomputation(mode="selective", blocks=3)) == "selective in 3 blocks"
+    assert str(Recomputation(mode="attention")) == "attention"
 
 
 def test_blocks_to_checkpoint_that_are_not_there_are_an_error():
@@ -150,32 +158,52 @@ def test_blocks_to_checkpoint_that_are_not_there_are_an_error():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_selective_checkpointing_computes_no_product_twice(kind):
-    flop = {}
-    for mode in ("none", "selective", "full"):
+def test_checkpointing_computes_again_what_it_does_not_keep(kind):
+    products, attention = {}, {}
+    for mode in ACTIVATION_CHECKPOINTING:
         model, values = small_model(kind, activation_checkpointing=mode), inputs(kind)
         loss = model(**values).square().mean()
-        with FlopCounterMode(display=False) as counter:
+        with Computed() as computed:
             loss.backward()
-        flop[mode] = counter.get_total_flops()
-    assert flop["none"] == flop["selective"] < flop["full"]
+        products[mode], attention[mode] = computed.count("mm"), computed.count("attention_for_cpu")
+    assert products["none"] == products["selective"] < products["attention"] == products["full"]
+    assert attention["none"] == attention["selective"] == attention["attention"] == 0 < attention["full"]
+
+
+class Computed(TorchDispatchMode):
+    """Notes the operations that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self._names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+    def count(self, end):
+        """Returns how many have names that end so."""
+        return sum(name.endswith(end) for name in self._names)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_selective_checkpointing_is_right_with_the_linear_function_of_zero_stage_3(kind, monkeypatch):
+def test_checkpointing_is_right_with_the_linear_function_of_zero_stage_3(kind, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
     gradients = []
-    for mode in ("none", "selective"):
+    for mode in ("none", "selective", "attention"):
         model = small_model(kind, activation_checkpointing=mode)
         model(**inputs(kind)).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+    for found in gradients[1:]:
+        torch.testing.assert_close(found, gradients[0], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_blocks_compile_whole_with_their_checkpointing(kind):
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [*zip(KINDS, ("selective", "attention", "selective", "full"), strict=True), ("dit-ti/2", "attention")],
+)
+def test_blocks_compile_whole_with_their_checkpointing(kind, mode):
     torch.compiler.reset()
-    mode = "full" if kind.endswith("labels") else "selective"
     expected = small_model(kind, activation_checkpointing=mode)
     model, values = small_model(kind, activation_checkpointing=mode), inputs(kind)
     for block in model.transformer_blocks():
@@ -262,7 +290,9 @@ def test_unknown_models_and_settings_name_the_choices():
         create_model("stdit3-ti/2", space_scale=0.5)
     with pytest.raises(InputError, match="heads of 15: expected an even width"):
         create_model("stdit3-ti/2", hidden_size=60, num_heads=4)
-    with pytest.raises(InputError, match="activation_checkpointing='some': expected one of none, selective, full"):
+    with pytest.raises(
+        InputError, match="activation_checkpointing='some': expected one of none, selective, attention, full"
+    ):
         create_model("stdit-ti/2", **SMALL, activation_checkpointing="some")
     with pytest.raises(InputError, match="captions of 10 tokens, but model_max_length=9: cut them"):
         small_model("stdit-ti/2")(torch.zeros(1, 4, 1, 2, 2), torch.zeros(1), torch.zeros(1, 1, 10, 16))

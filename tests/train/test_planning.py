@@ -18,7 +18,7 @@ from train.model.long_time_attention import long_time_attention
 from train.planning.activations import meta_batch, meta_model, working_bytes
 from train.planning.allocations import Allocations
 from train.planning.dry_run import describe, largest_buckets, plan_bucket
-from train.planning.fitting import fit_checkpointing, least_recomputation
+from train.planning.fitting import fit_checkpointing, ladder, least_recomputation
 from train.planning.memory import plan_memory
 from train.setup import plan_run
 from train.trainer import train
@@ -39,12 +39,12 @@ def test_what_a_computation_holds_at_once_is_counted_to_the_byte():
     assert allocations.live == 0
 
 
-def working(batch_size: int, checkpointing: str, **options) -> int:
-    config = model_config("stdit-s/2", depth=4)
+def working(batch_size: int, checkpointing: str, *, name: str = "stdit-s/2", **options) -> int:
+    config = model_config(name, depth=4)
     model = meta_model(
         config, TrainConfig.of(cache="c", output=Path("o"), activation_checkpointing=checkpointing, **options)
     )
-    objective = create_objective("iddpm", model="stdit-s/2", spatial_stride=8)
+    objective = create_objective(None, model=name, spatial_stride=8)
     batch = meta_batch(batch_size, (4, 8, 32, 32), (120, 4096), torch.bfloat16)
     return working_bytes(model, objective, batch, gradient_shards=1)
 
@@ -56,23 +56,32 @@ def test_activations_grow_with_the_samples_and_shrink_by_what_is_computed_again(
     assert working(4, "none", precision="float32") > 1.6 * none[4]
 
 
-def test_blocks_that_compute_more_again_than_others_take_what_lies_between():
-    modes = [("none", None), ("selective", 2), ("selective", None), ("full", 2), ("full", None)]
-    found = [working(4, mode, checkpointed_blocks=blocks) for mode, blocks in modes]
+@pytest.mark.parametrize("name", ["stdit-s/2", "stdit3-s/2", "dit-s/2"])
+def test_each_choice_of_auto_fits_wherever_the_one_before_does(name):
+    choices = ladder(8 if name.startswith("stdit3") else 4)
+    found = [working(4, each.mode, name=name, checkpointed_blocks=each.blocks) for each in choices]
     assert found == sorted(found, reverse=True)
-    assert found[-1] < found[0] / 2
+    at = {str(choice): bytes_ for choice, bytes_ in zip(choices, found, strict=True)}
+    assert at["full"] < at["attention"] < at["attention in 1 block, selective in the others"] < at["none"]
+    assert at["full"] < at["none"] / 2
+    assert working(4, "selective", name=name) >= at[f"selective in {len(choices) // 3 - 1} blocks"]
+
+
+def test_a_rank_that_shares_samples_takes_its_part_of_them_and_what_it_exchanges():
+    for name, most in (("stdit-s/2", 0.6), ("dit-s/2", 0.65)):
+        whole, half = (working(4, "full", name=name, sequence_parallel=degree) for degree in (1, 2))
+        assert whole / 2 < half < most * whole
 
 
 def test_auto_takes_the_least_recomputation_that_fits_whatever_the_memory():
-    kept = {"none": 10, "selective": 6, "full": 1}
+    kept = {"none": 12, "selective": 7, "attention": 3, "full": 1}
 
     def needed(choice):
         return 100 + sum(kept[mode] for mode in choice.of_each(4))
 
-    rungs = [(mode, blocks) for mode in ("selective", "full") for blocks in (1, 2, 3, None)]
-    expected = {needed(choice): choice for choice in (Recomputation(mode=m, blocks=b) for m, b in rungs)}
-    expected[needed(Recomputation(mode="none"))] = Recomputation(mode="none")
-    for device_bytes in range(104, 150):
+    expected = {needed(choice): choice for choice in ladder(4)}
+    assert len(expected) == 1 + 3 + 4 + 4
+    for device_bytes in range(104, 160):
         fits = max(each for each in expected if each <= device_bytes)
         assert least_recomputation(4, needed, device_bytes) == expected[fits]
     assert least_recomputation(4, needed, 1) == Recomputation(mode="full")
@@ -89,13 +98,13 @@ def test_a_run_computes_again_what_its_largest_bucket_needs_and_no_more(ranks, s
         return plan_bucket(dataclasses.replace(run, config=fixed), bucket, 1).memory.needed
 
     assert fit_checkpointing(run, 1, needed("none")).config.parallel.recomputation.mode == "none"
-    least = needed("full", 2)
+    least = needed("attention", 2)
     chosen = fit_checkpointing(run, 1, least).config.parallel.recomputation
-    assert chosen.mode == "full"
-    assert needed(chosen.mode, chosen.blocks) <= least < needed("selective")
+    assert chosen == Recomputation(mode="attention", blocks=2)
+    assert least < needed("attention", 1)
     with pytest.raises(InputError, match="activation_checkpointing=auto: there is no GPU here"):
         train(config, ranks)
-    config = config.changed(device_memory_gib=needed("full", 2) / 2**30, steps=1)
+    config = config.changed(device_memory_gib=least / 2**30, steps=1)
     assert train(config, ranks) == 0
     assert json.loads((config.output / "run.json").read_text())["config"]["activation_checkpointing"] == "auto"
     with pytest.raises(InputError, match=r"needs about .* found .* GiB"):

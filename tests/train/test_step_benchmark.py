@@ -90,6 +90,24 @@ def test_fewer_blocks_are_scaled_to_all(ranks: Ranks, monkeypatch: pytest.Monkey
     (row,) = measure(setting, ranks, QUICK, overrides={**TINY, "depth": 12}, trace=None)
     assert row.scaled_from_blocks == 4
     assert row.step_ms == pytest.approx(1000 * (1 + 0.5 * 12))
+    text = tables([dataclasses.replace(row, peak_memory_gib=2.0, parts_ms={"mlp": 1.0})])
+    assert "| 2.0 (4 blocks) |" in text
+    assert "| 7000.0 (4 blocks, scaled) |" in text
+
+
+def test_blocks_that_stand_for_more_do_what_those_of_the_whole_model_do_that_compute_most_again(ranks: Ranks) -> None:
+    setting = dataclasses.replace(_tiny("stdit-xl/2 16x256", checkpointing="auto"), size=128, batch=16)
+
+    def chosen(gib: float, blocks: int | None) -> str:
+        bench = Bench(setting, ranks, {**TINY, "depth": 8, "hidden_size": 64}, blocks, device_memory_gib=gib)
+        bench.recompute_for(FUSED)
+        bench.close()
+        return str(bench.recomputation)
+
+    for gib, mode in ((1.2, "selective"), (0.95, "attention"), (0.85, "full")):
+        assert chosen(gib, None).startswith(f"{mode} in ")
+        assert chosen(gib, 2) == mode  # where two blocks by themselves would keep everything
+    assert chosen(2, 2) == "none"
 
 
 def test_a_variant_after_one_that_ran_out_of_memory_begins_with_a_bench_of_its_own(

@@ -25,6 +25,9 @@ def speed_table(rows: Sequence[StepRow]) -> str:
     def speed_up(row: StepRow) -> str:
         return _number(first[row.setting].step_ms / row.step_ms, ".2f") if compared else ""
 
+    def peak(row: StepRow) -> str:
+        return "" if row.peak_memory_gib is None else f"{row.peak_memory_gib:.1f}" + _scaled(row, " ({} blocks)")
+
     each = " a GPU" if any(row.num_ranks > 1 for row in rows) else ""
     return _table(
         rows,
@@ -40,7 +43,7 @@ def speed_table(rows: Sequence[StepRow]) -> str:
             "MFU": lambda row: _number(row.mfu, ".1%"),
             f"times {names[0] if names else ''}": speed_up,
             "times one GPU": lambda row: _number(row.times_one_rank, ".2f"),
-            "peak GiB": lambda row: _number(row.peak_memory_gib, ".1f"),
+            "peak GiB": peak,
             "published, H800": lambda row: _number(row.published, ",.0f"),
             "times published": lambda row: _number(row.times_published, ".2f"),
         },
@@ -54,8 +57,7 @@ def time_table(rows: Sequence[StepRow]) -> str:
         return lambda row: _number(row.parts_ms.get(name), ".1f")
 
     def step(row: StepRow) -> str:
-        scaled = f" ({row.scaled_from_blocks} blocks, scaled)" if row.scaled_from_blocks else ""
-        return _number(row.step_ms, ".1f") + scaled
+        return _number(row.step_ms, ".1f") + _scaled(row, " ({} blocks, scaled)")
 
     def over_the_sum(row: StepRow) -> str:
         return "" if row.sum_of_parts_ms is None else _number(row.step_ms / row.sum_of_parts_ms - 1, "+.1%")
@@ -72,6 +74,10 @@ def time_table(rows: Sequence[StepRow]) -> str:
             "step against that": over_the_sum,
         },
     )
+
+
+def _scaled(row: StepRow, words: str) -> str:
+    return "" if row.scaled_from_blocks is None else words.format(row.scaled_from_blocks)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -102,9 +102,9 @@ STDIT = (
     Setting(model="stdit-xl/2", frames=64, size=512, batch=1, checkpointing="auto", published=25_000),
     Setting(model="dit-xl/2", frames=16, size=256, batch=8, published=29_000),
     Setting(model="dit-xl/2", frames=16, size=512, batch=2, published=14_000),
-    Setting(model="dit-xl/2", frames=64, size=512, batch=1, checkpointing="full", published=5_000),
+    Setting(model="dit-xl/2", frames=64, size=512, batch=1, checkpointing="auto", published=5_000),
     Setting(
-        model="dit-xl/2", frames=256, size=512, batch=1, checkpointing="full", blocks=4, variants=(FUSED, FUSED_CUDNN)
+        model="dit-xl/2", frames=256, size=512, batch=1, checkpointing="auto", blocks=4, variants=(FUSED, FUSED_CUDNN)
     ),  # without the plain form: a step takes long, and nothing was published for it
     Setting(model="stdit3-xl/2", frames=16, size=256, batch=4, checkpointing="auto"),
     Setting(
@@ -112,7 +112,7 @@ STDIT = (
         frames=256,
         size=512,
         batch=1,
-        checkpointing="full",
+        checkpointing="auto",
         published=18_000,
         variants=(FUSED, FUSED_CUDNN),
         num_ranks=2,

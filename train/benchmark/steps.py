@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from shared.errors import InputError
 from train.benchmark.parts import PartTimes
+from train.benchmark.step_fitting import fitted_recomputation
 from train.benchmark.step_settings import SPATIAL_STRIDE, Setting
-from train.benchmark.variants import Variant, running_as
+from train.benchmark.variants import Variant
 from train.config import TrainConfig
 from train.data import Batch
 from train.diffusion.objective import create_objective
@@ -32,8 +33,7 @@ from train.parallel.ranks import Ranks
 from train.parallel.verdict import Verdict
 from train.parallel.zero import build_engine
 from train.peak import synchronize
-from train.planning.activations import meta_model, step_memory
-from train.planning.fitting import device_memory, least_recomputation
+from train.planning.fitting import device_memory
 from train.step import TrainingStep
 
 CAPTION_TOKENS = 120
@@ -67,14 +67,14 @@ class StepRow:
     attention: str = ""
     """The kernel of attention in space or among all tokens."""
     recomputed: str = ""
-    """What of the blocks, as ``--activation-checkpointing`` says it."""
+    """What of the blocks that ran, as ``--activation-checkpointing`` says it."""
     step_ms: float = math.nan
     samples_per_second: float = math.nan
     tokens_per_second: float = math.nan
     tflops: float = math.nan
     mfu: float = math.nan
     peak_memory_gib: float | None = None
-    """Of the rank that took most; None on a CPU."""
+    """Of the rank that took most, with the blocks that ran; None on a CPU."""
     parts_ms: dict[str, float] = field(default_factory=dict)
     """From steps of their own, with events around each part."""
     scaled_from_blocks: int | None = None
@@ -118,7 +118,7 @@ class Bench:
             overrides = {"num_classes": _NUM_CLASSES, **overrides}
         self.whole = model_config(setting.model, **overrides)
         self.config = self.whole if blocks is None else dataclasses.replace(self.whole, depth=blocks)
-        self._run = run = TrainConfig.of(
+        run = TrainConfig.of(
             cache="memory",
             output=Path("unused"),
             model=setting.model,
@@ -131,7 +131,6 @@ class Bench:
         if setting.sequence_parallel > 1:
             self.model.layout_for = ranks.sequence.layout_for
         self.recomputation = Recomputation(mode="none")
-        self._fitting: dict[Variant, Recomputation] = {}
         self._engine, masters = build_engine(self.model, run, ranks.device, ranks.world_size)
         self._objective = create_objective(None, model=setting.model, spatial_stride=SPATIAL_STRIDE)
         self._step = TrainingStep(self._engine, self.model, self._objective)
@@ -155,38 +154,32 @@ class Bench:
     def recompute_for(self, variant: Variant) -> None:
         """Has the blocks compute again what the setting says: for ``auto``, the least with which a variant fits.
 
+        What fits is of the whole model. Where only some of its blocks run, all do what its first ones do, which compute
+        most again: scaled to the whole, they are never better than it.
+
         Raises:
             InputError: for ``auto`` where the device's memory is not known.
         """
         mode = self.setting.checkpointing
         self.recomputation = Recomputation(mode=mode) if mode != "auto" else self._fitted(variant)
+        if self.config != self.whole:
+            self.recomputation = Recomputation(mode=self.recomputation.mode)
         self.model.checkpoint_blocks(self.recomputation)
 
     def _fitted(self, variant: Variant) -> Recomputation:
-        if self._device_bytes is None or self.setting.labels:
-            raise InputError(f"{self.setting.name}, checkpointing auto: give --device-memory-gib, and captions")
-        config, form = self.config, dataclasses.replace(variant, name="")
-        if form in self._fitting:
-            return self._fitting[form]
-
-        def needed(choice: Recomputation) -> int:
-            options = self._run.changed(activation_checkpointing=choice.mode, checkpointed_blocks=choice.blocks)
-            model = meta_model(config, options)
-            with running_as(model, variant):
-                plan = step_memory(
-                    model,
-                    self._objective,
-                    options,
-                    num_samples=self.setting.batch,
-                    latent_shape=(config.in_channels, *self.setting.latent_size),
-                    captions=(config.model_max_length, config.caption_channels),
-                    world_size=self._ranks.world_size,
-                )
-            return plan.needed
-
-        smallest = -self._ranks.maximum(-self._device_bytes)
-        self._fitting[form] = least_recomputation(len(self.model.transformer_blocks()), needed, smallest)
-        return self._fitting[form]
+        setting = self.setting
+        if self._device_bytes is None or setting.labels:
+            raise InputError(f"{setting.name}, checkpointing auto: give --device-memory-gib, and captions")
+        return fitted_recomputation(
+            self.whole,
+            dataclasses.replace(variant, name=""),
+            model=setting.model,
+            batch=setting.batch,
+            latent_size=setting.latent_size,
+            sequence_parallel=setting.sequence_parallel,
+            world_size=self._ranks.world_size,
+            device_bytes=-self._ranks.maximum(-self._device_bytes),
+        )
 
     def flop(self) -> float:
         """Returns the model's operations of a step, all blocks and all ranks of a sample, recomputation not counted."""

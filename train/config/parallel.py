@@ -6,11 +6,11 @@ from typing import Literal
 from shared.errors import InputError
 from train.config.settings import MayChange, require_at_least, require_positive
 from train.model.attention import AttentionBackend
-from train.model.checkpointing import Recomputation
+from train.model.checkpointing import ActivationCheckpointing, Recomputation
 
 Precision = Literal["bfloat16", "float32"]
 Offload = Literal["none", "optimizer", "all"]
-Checkpointing = Literal["none", "selective", "full", "auto"]
+Checkpointing = ActivationCheckpointing | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +29,11 @@ class ParallelOptions:
     attention_backend: MayChange[AttentionBackend | None] = None
     """The attention kernel; None chooses by device and shape among those that are installed."""
     activation_checkpointing: MayChange[Checkpointing] = "none"
-    """What of the blocks is computed again in the backward pass: nothing, what is cheap to compute, or all; auto: as
-    little as the device's memory allows, by the count of --dry-run."""
+    """What of the blocks is computed again in the backward pass: nothing, what is cheap to compute, all but attention
+    to many tokens, or all; auto: as little as the device's memory allows, by the count of --dry-run."""
     checkpointed_blocks: MayChange[int | None] = None
-    """How many blocks, from the first, do so; those after them keep more: with full what selective keeps, with
-    selective everything. None: all do the same."""
+    """How many blocks, from the first, do so; those after them keep more: with full what attention keeps, with
+    attention what selective keeps, with selective everything. None: all do the same."""
 
     device_memory_gib: MayChange[float | None] = None
     """Memory of one device; what does not fit is refused. On a GPU, None is what it has."""
@@ -50,7 +50,7 @@ class ParallelOptions:
         if self.checkpointed_blocks is not None and self.activation_checkpointing in ("none", "auto"):
             raise InputError(
                 f"checkpointed_blocks={self.checkpointed_blocks} does nothing with activation_checkpointing="
-                f"{self.activation_checkpointing}: use selective or full, or leave it out"
+                f"{self.activation_checkpointing}: use selective, attention or full, or leave it out"
             )
         if self.offload != "none" and self.zero_stage == 0:
             raise InputError(f"offload={self.offload} does nothing at zero_stage=0: use stage 1 or more")

@@ -52,7 +52,7 @@ def build_model(
     Args:
         config: The architecture: its type says which model.
         attention_backend: The attention kernel; None chooses by device and shape.
-        activation_checkpointing: What the backward pass computes again: ``none``, ``full``, or ``selective``.
+        activation_checkpointing: What the backward pass computes again, see :mod:`train.model.checkpointing`.
         checkpointed_blocks: Of how many blocks, from the first; those after keep more. None: of all.
 
     Raises:
@@ -93,7 +93,7 @@ def create_model(
     Args:
         name: A key of ``PRESETS``.
         attention_backend: The attention kernel; None chooses by device and shape.
-        activation_checkpointing: What the backward pass computes again: ``none``, ``full``, or ``selective``.
+        activation_checkpointing: What the backward pass computes again, see :mod:`train.model.checkpointing`.
         checkpointed_blocks: Of how many blocks, from the first; those after keep more. None: of all.
         overrides: Settings of the model's configuration that differ from the preset.
 

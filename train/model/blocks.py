@@ -25,8 +25,8 @@ class Block(nn.Module):
     """A block with its activation checkpointing, which lies inside, so that compiling a block takes it in.
 
     Args:
-        checkpointing: What to keep for the backward pass. With ``full``, nothing is left to the next block to add: then
-            only one tensor a block is kept.
+        checkpointing: What to keep for the backward pass. With ``attention`` and ``full``, nothing is left to the next
+            block to add: then of its inputs only one tensor a block is kept.
     """
 
     def __init__(self, checkpointing: ActivationCheckpointing) -> None:
@@ -46,8 +46,8 @@ class Block(nn.Module):
         """
         if self.checkpointing == "none" or not torch.is_grad_enabled():
             return self.compute(stream, *context)
-        if self.checkpointing == "full":
-            return checkpointed(self._compute_closed, "full")(stream, *context), None, None
+        if self.checkpointing in ("attention", "full"):
+            return checkpointed(self._compute_closed, self.checkpointing)(stream, *context), None, None
         result: Stream = checkpointed(self.compute, self.checkpointing)(stream, *context)
         return result
 

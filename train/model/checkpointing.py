@@ -1,8 +1,10 @@
-"""What a block keeps for its backward pass: everything, the results of its products, or its inputs alone.
+"""What a block keeps for its backward pass: everything, the results of its products, of its attention, or none of it.
 
 ``selective`` keeps what is dear to compute (matrix products, attention) and computes the element-wise rest again, which
-costs little time and about halves the memory. ``full`` computes all of it again. Blocks may differ: the first ones save
-more, for the backward pass comes to them last, when what the others kept has been given back.
+costs little time and about halves the memory. ``attention`` keeps the block's input and what is dearest for its bytes:
+the results of attention to many tokens, whose cost grows with how many they are. ``full`` keeps the input alone. Blocks
+may differ: the first ones save more, for the backward pass comes to them last, when what the others kept has been given
+back.
 """
 
 from collections.abc import Callable
@@ -17,29 +19,37 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from shared.errors import InputError
 from train.ops.cpu_bfloat16 import checkpoint_contexts
 
-ActivationCheckpointing = Literal["none", "selective", "full"]
+ActivationCheckpointing = Literal["none", "selective", "attention", "full"]
+
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+"""Of a forward pass and of its recomputation."""
 
 ACTIVATION_CHECKPOINTING: tuple[ActivationCheckpointing, ...] = get_args(ActivationCheckpointing)
+"""From keeping all to keeping least."""
 
-_KEPT_OPERATIONS = (
-    "aten::mm",
-    "aten::addmm",
-    "aten::bmm",
-    "aten::baddbmm",
-    "aten::_scaled_dot_product_attention_math",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
+_PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+_ATTENTION = frozenset(
+    {
+        "aten::_scaled_dot_product_cudnn_attention",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+    }
 )
-"""Operations of PyTorch whose results ``selective`` keeps."""
-_KEPT_NAMESPACES = ("flash_attn", "torch_attn", "latentmill_attention")
-"""Libraries of operators of which ``selective`` keeps all results: attention kernels."""
+"""PyTorch's kernels. Its ``math`` is products, and among these ``selective`` keeps it."""
+_ATTENTION_LIBRARIES = frozenset({"flash_attn", "torch_attn", "latentmill_attention"})
+"""Libraries all of whose operators are attention."""
+_BOUND_BY_MEMORY = frozenset(
+    {"latentmill_attention::time_attention", "latentmill_attention::caption_attention", "torch_attn::_varlen_attn"}
+)
+"""Attention to few keys, of short sequences of frames or of captions: as cheap for its bytes as products are, so that
+``attention`` computes it again (the table in docs/models.md)."""
 
 
-def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+def _policy(keeps_products: bool, _context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
     name = operation.name().split(".")[0] if isinstance(operation, torch._ops.OpOverload) else ""
-    kept = name in _KEPT_OPERATIONS or name.split("::")[0] in _KEPT_NAMESPACES
+    is_attention = name in _ATTENTION or name.split("::")[0] in _ATTENTION_LIBRARIES
+    kept = is_attention or name in _PRODUCTS if keeps_products else is_attention and name not in _BOUND_BY_MEMORY
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -58,13 +68,20 @@ class _Both:
         self._outer.__exit__(*exception)
 
 
-def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    forward, recomputation = checkpoint_contexts()
-    keep, reuse = _kept_contexts()
-    return _Both(forward, keep), _Both(recomputation, reuse)
+_KEPT = {
+    "selective": partial(create_selective_checkpoint_contexts, partial(_policy, True)),
+    "attention": partial(create_selective_checkpoint_contexts, partial(_policy, False)),
+}
+"""Contexts of the forward pass, which keep results, and of the recomputation, which take them, by mode."""
 
 
-_kept_contexts = partial(create_selective_checkpoint_contexts, _policy)
+def _with_same_products(kept: Contexts) -> Contexts:
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        forward, recomputation = checkpoint_contexts()
+        keep, reuse = kept()
+        return _Both(forward, keep), _Both(recomputation, reuse)
+
+    return contexts
 
 
 def require_checkpointing(name: str) -> None:
@@ -84,8 +101,8 @@ class Recomputation:
     mode: ActivationCheckpointing
     """What the first ``blocks`` do."""
     blocks: int | None = None
-    """Those after them keep more: beside ``full`` what ``selective`` keeps, beside ``selective`` everything. None: all
-    do the same."""
+    """Those after them do what keeps the next more: beside ``full`` ``attention``, beside ``attention`` ``selective``,
+    beside ``selective`` ``none``. None: all do the same."""
 
     def __post_init__(self) -> None:
         require_checkpointing(self.mode)
@@ -104,13 +121,16 @@ class Recomputation:
             raise InputError(
                 f"checkpointed_blocks={self.blocks}: the model has {num_blocks} blocks: use 1 to {num_blocks}"
             )
-        rest: ActivationCheckpointing = "selective" if self.mode == "full" else "none"
-        return [self.mode] * self.blocks + [rest] * (num_blocks - self.blocks)
+        return [self.mode] * self.blocks + [self._rest] * (num_blocks - self.blocks)
+
+    @property
+    def _rest(self) -> ActivationCheckpointing:
+        return ACTIVATION_CHECKPOINTING[ACTIVATION_CHECKPOINTING.index(self.mode) - 1]
 
     def __str__(self) -> str:
         if self.blocks is None:
             return self.mode
-        rest = ", selective in the others" if self.mode == "full" else ""
+        rest = f", {self._rest} in the others" if self._rest != "none" else ""
         return f"{self.mode} in {self.blocks} block{'s' * (self.blocks > 1)}{rest}"
 
 
@@ -118,8 +138,9 @@ def checkpointed(function: Callable[..., Any], mode: ActivationCheckpointing) ->
     """Returns ``function`` so that its backward pass keeps what ``mode`` says. Without gradients it is as it was."""
     if mode == "none":
         return function
+    kept = _KEPT.get(mode)
     if torch.compiler.is_compiling():  # where products are as the device has them
         plain = partial(checkpoint, function, use_reentrant=False)
-        return partial(plain, context_fn=_kept_contexts) if mode == "selective" else plain
-    contexts = _selective_contexts if mode == "selective" else checkpoint_contexts
+        return plain if kept is None else partial(plain, context_fn=kept)
+    contexts = checkpoint_contexts if kept is None else _with_same_products(kept)
     return partial(checkpoint, function, use_reentrant=False, context_fn=contexts)

@@ -1,6 +1,7 @@
 """The collectives of sequence parallelism, right in both directions.
 
 Parts may be of unequal sizes, so nothing is ever padded: where a size does not divide, some ranks hold one more.
+Tensors without content take the same memory, and meet no other rank.
 """
 
 from collections.abc import Sequence
@@ -89,7 +90,8 @@ class _GatherParts(torch.autograd.Function):
             sent = x.new_zeros(shape)
             sent.narrow(dim, 0, x.shape[dim]).copy_(x)
         received = list(x.new_empty([group.size, *shape]))
-        dist.all_gather(received, sent, group=group.handle)
+        if not x.is_meta:
+            dist.all_gather(received, sent, group=group.handle)
         return torch.cat([part.narrow(dim, 0, size) for part, size in zip(received, sizes, strict=True)], dim)
 
     @staticmethod
@@ -108,7 +110,8 @@ def _all_to_all(x: Tensor, group: Group, scatter: int, gather: int, sizes: tuple
     sent, sent_numels = _pack(x, scatter, sizes)
     received_numels = [_numel(shape) for shape in received_shapes]
     received = x.new_empty(sum(received_numels))
-    dist.all_to_all_single(received, sent, received_numels, sent_numels, group=group.handle)
+    if not x.is_meta:
+        dist.all_to_all_single(received, sent, received_numels, sent_numels, group=group.handle)
     return _unpack(received, received_shapes, received_numels, gather)
 
 

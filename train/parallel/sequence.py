@@ -23,6 +23,8 @@ whose mean is itself. So ZeRO runs over all ranks at any stage and knows nothing
 Letters: B batch, T frames, S tokens of a frame, T' and S' this rank's part, D width, H heads, P head width.
 """
 
+from functools import partial
+
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from shared.errors import InputError
 from shared.wording import counted
-from train.model.layout import Attend, AttendHeads, TokenLayout, WholeLayout
+from train.model.layout import Attend, AttendHeads, LayoutFor, TokenLayout, WholeLayout
 from train.parallel.exchange import Group, exchange, gather_parts, take_part
 
 _SWAPPED_SHARE = 4 / 18
@@ -64,12 +66,25 @@ class SequenceParallel:
         Raises:
             InputError: if there are fewer frames and fewer tokens of a frame than ranks.
         """
-        if self.degree == 1:
-            return WholeLayout()
-        require_size(frames, frame_tokens, self.degree)
-        if spread_places(batch, frames, frame_tokens, self.degree):
-            return PlacesLayout(self._group, batch, frames, frame_tokens)
-        return FramesLayout(self._group, frames, frame_tokens)
+        return _layout_of(self._group, batch, frames, frame_tokens)
+
+
+def busiest_layout(degree: int) -> LayoutFor:
+    """Returns the layouts of the rank that has most of the tokens, for a model without content: none are exchanged.
+
+    Args:
+        degree: Ranks that share the tokens of a sample.
+    """
+    return partial(_layout_of, Group(None, 0, degree))  # larger parts come first
+
+
+def _layout_of(group: Group, batch: int, frames: int, frame_tokens: int) -> TokenLayout:
+    if group.size == 1:
+        return WholeLayout()
+    require_size(frames, frame_tokens, group.size)
+    if spread_places(batch, frames, frame_tokens, group.size):
+        return PlacesLayout(group, batch, frames, frame_tokens)
+    return FramesLayout(group, frames, frame_tokens)
 
 
 def require_degree(degree: int, world_size: int) -> None:

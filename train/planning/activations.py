@@ -10,6 +10,7 @@ from train.diffusion.objective import Objective
 from train.loss import batch_loss
 from train.model.config import ModelConfig
 from train.model.transformer import DiffusionTransformer
+from train.parallel.sequence import busiest_layout
 from train.planning.allocations import Allocations
 from train.planning.memory import MemoryPlan, gradient_shards, plan_memory
 
@@ -44,15 +45,15 @@ def step_memory(
         num_weights=sum(t.numel() for t in (*parameters, *model.buffers())),
         num_trained=sum(p.numel() for p in parameters if p.requires_grad),
         world_size=world_size,
-        # Ranks that share a sample hold a part of its tokens each.
-        working=working // options.parallel.sequence_parallel,
+        working=working,
     )
 
 
 def meta_model(config: ModelConfig, options: TrainConfig) -> DiffusionTransformer:
-    """Returns a run's model without content, in its precision, in training mode."""
+    """Returns a run's model without content, in its precision, in training mode, on the rank that has most tokens."""
     with torch.device("meta"):
         model = build_model(config, options)
+    model.layout_for = busiest_layout(options.parallel.sequence_parallel)
     return model.to(torch.bfloat16) if options.parallel.precision == "bfloat16" else model
 
 

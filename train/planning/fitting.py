@@ -1,7 +1,7 @@
 """The least that the backward pass has to compute again so that a step fits on a device: ``auto``.
 
 Keeping more is always faster, and what a step takes is counted, so the choice is a search over counts: from everything
-kept, over ``selective`` in more and more blocks, to ``full`` in more and more and at last all of them.
+kept, over ``selective`` in more and more blocks, then ``attention`` in more and more, to ``full`` in all of them.
 """
 
 import dataclasses
@@ -11,35 +11,45 @@ from collections.abc import Callable
 import torch
 
 from shared.errors import InputError
-from train.model.checkpointing import ActivationCheckpointing, Recomputation
+from train.model.checkpointing import ACTIVATION_CHECKPOINTING, Recomputation
 from train.planning.activations import meta_model
 from train.planning.dry_run import largest_buckets, plan_bucket
 from train.setup import CheckedRun
 
 
-def least_recomputation(num_blocks: int, needed: Callable[[Recomputation], int], device_bytes: float) -> Recomputation:
-    """Returns the least recomputation that fits, or all of it if nothing does.
+def ladder(num_blocks: int) -> list[Recomputation]:
+    """Returns the choices from keeping everything to keeping least; each fits wherever the one before does.
+
+    ``selective`` in all blocks is not among them: the last block's backward pass comes first, and what it computes
+    again lies beside all that the others keep, so that it frees nothing.
 
     Args:
         num_blocks: Of the model.
-        needed: Returns the bytes of a device that a choice takes; more recomputation takes less. It is called about
-            log2(2 num_blocks) times.
+    """
+    choices = [Recomputation(mode="none")]
+    for mode in ACTIVATION_CHECKPOINTING[1:]:
+        choices += [Recomputation(mode=mode, blocks=blocks) for blocks in range(1, num_blocks)]
+        if mode != "selective":
+            choices.append(Recomputation(mode=mode))
+    return choices
+
+
+def least_recomputation(num_blocks: int, needed: Callable[[Recomputation], int], device_bytes: float) -> Recomputation:
+    """Returns the first of the :func:`ladder` that fits, or its last if nothing does.
+
+    Args:
+        num_blocks: Of the model.
+        needed: Returns the bytes of a device that a choice takes. It is called about log2(3 num_blocks) times.
         device_bytes: What there is.
     """
+    choices = ladder(num_blocks)
 
-    def choice(rung: int) -> Recomputation:
-        if rung == 0:
-            return Recomputation(mode="none")
-        mode: ActivationCheckpointing = "selective" if rung <= num_blocks else "full"
-        blocks = rung if rung <= num_blocks else rung - num_blocks
-        return Recomputation(mode=mode, blocks=None if blocks == num_blocks else blocks)
+    def fits(choice: Recomputation) -> bool:
+        return needed(choice) <= device_bytes
 
-    def fits(rung: int) -> bool:
-        return needed(choice(rung)) <= device_bytes
-
-    if fits(0):  # most often
-        return choice(0)
-    return choice(bisect_left(range(2 * num_blocks), True, lo=1, key=fits))
+    if fits(choices[0]):  # most often
+        return choices[0]
+    return choices[bisect_left(choices, True, lo=1, hi=len(choices) - 1, key=fits)]
 
 
 def fit_checkpointing(run: CheckedRun, world_size: int, device_bytes: float | None) -> CheckedRun:

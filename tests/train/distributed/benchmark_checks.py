@@ -12,6 +12,7 @@ from train.benchmark.measuring import measure
 from train.benchmark.step_command import StepBenchmark
 from train.benchmark.step_settings import STDIT, Setting
 from train.benchmark.steps import Bench, Timing
+from train.benchmark.variants import FUSED
 from train.parallel.ranks import Ranks
 
 TINY: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 2, "caption_channels": 16, "model_max_length": 130}
@@ -29,8 +30,8 @@ def _tiny(name: str) -> Setting:
 def rows_count_what_each_rank_does(ranks: Ranks, folder: Path) -> None:
     for name in ("stdit-xl/2 256x512, 2 GPUs a sample", "stdit-xl/2 16x256, 2 GPUs"):
         setting = _tiny(name)
-        (row,) = measure(setting, ranks, QUICK, overrides=TINY, trace=folder)
-        assert row.num_ranks == 2
+        (row,) = measure(setting, ranks, QUICK, overrides=TINY, trace=folder, device_memory_gib=80)
+        assert (row.num_ranks, row.recomputed) == (2, "none")
         a_rank = 3 * 4 * 2 * 2 / setting.sequence_parallel
         assert row.tokens_per_second * row.step_ms / 1000 == pytest.approx(a_rank)
         assert ranks.gather(row.step_ms) == [row.step_ms] * 2
@@ -43,6 +44,15 @@ def rows_count_what_each_rank_does(ranks: Ranks, folder: Path) -> None:
         assert same == (setting.sequence_parallel == 2)
         bench.close()
     assert ranks.rank > 0 or len(list(folder.glob("*.json"))) == 2
+
+
+def ranks_compute_again_what_the_smallest_device_asks_for(ranks: Ranks, _folder: Path) -> None:
+    setting = _tiny("stdit-xl/2 256x512, 2 GPUs a sample")
+    bench = Bench(setting, ranks, TINY, None, device_memory_gib=80 if ranks.is_first else 0.1)
+    bench.recompute_for(FUSED)
+    assert str(bench.recomputation) == "full"
+    bench.step()
+    bench.close()
 
 
 def several_ranks_stand_beside_one(ranks: Ranks, _folder: Path) -> None:

@@ -11,9 +11,9 @@ from tests.train.distributed.launch import ROOT, run_checks
 MODULE = "tests.train.distributed.benchmark_checks"
 
 
-def test_rows_of_two_ranks_count_what_each_does(tmp_path):
-    check = "rows_count_what_each_rank_does"
-    assert run_checks(MODULE, [check], tmp_path, num_ranks=2) == {check: "ok"}
+def test_rows_of_two_ranks_count_what_each_does_and_choose_alike(tmp_path):
+    checks = ["rows_count_what_each_rank_does", "ranks_compute_again_what_the_smallest_device_asks_for"]
+    assert run_checks(MODULE, checks, tmp_path, num_ranks=2) == dict.fromkeys(checks, "ok")
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from train.conditions import Conditions, denoiser
 from train.config import TrainConfig
 from train.data import Batch
 from train.ema import Ema
+from train.model.checkpointing import ACTIVATION_CHECKPOINTING
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
 from train.step import TrainingStep
@@ -70,11 +71,10 @@ def groups_and_parts_of_a_batch(ranks: Ranks, _folder: Path) -> None:
 
 
 def recomputing_activations_changes_nothing(ranks: Ranks, _folder: Path) -> None:
-    for amount in ("selective", "full"):
-        found = trained(
-            ranks, "stdit-ti/2", zero_stage=3, sequence_parallel=ranks.world_size, activation_checkpointing=amount
-        )
-        require_same(found, reference("stdit-ti/2", ranks.device), what=amount)
+    amounts = (*(("stdit-ti/2", amount) for amount in ACTIVATION_CHECKPOINTING[1:]), ("dit-ti/2", "attention"))
+    for name, amount in amounts:
+        found = trained(ranks, name, zero_stage=3, sequence_parallel=ranks.world_size, activation_checkpointing=amount)
+        require_same(found, reference(name, ranks.device), what=f"{name}, {amount}")
 
 
 def bfloat16_keeps_float32_masters_at_every_stage(ranks: Ranks, _folder: Path) -> None:
