@@ -36,7 +36,10 @@ class TokenLayout(Protocol):
         """Returns ``attend(x)`` where attend sees whole frames, (B, t, S, D), of some frames."""
 
     def along_time(self, x: Float[Tensor, "B T' S' D"], attend: Attend) -> Float[Tensor, "B T' S' D"]:
-        """Returns ``attend(x)`` where attend sees all frames, (B, T, s, D), of some places."""
+        """Returns ``attend(x)`` where attend sees all frames, (b, T, s, D), of some places.
+
+        Those of several samples may come side by side, as of one.
+        """
 
     def along_all(self, qkv: Float[Tensor, "B T' S' 3 H P"], attend: AttendHeads) -> Float[Tensor, "B T' S' H P"]:
         """Returns ``attend(qkv)`` where attend sees all tokens, in the order of (T, S), of some heads."""

@@ -44,7 +44,22 @@ def exchange(x: Tensor, group: Group, *, scatter: int, gather: int, gathered: in
         gather: The dimension that is to be whole.
         gathered: Its whole size.
     """
-    out: Tensor = _Exchange.apply(x, group, scatter, gather, x.shape[scatter], gathered)
+    out: Tensor = _Exchange.apply(x, group, (scatter, gather), (x.shape[scatter], gathered), (False, False))
+    return out
+
+
+def frames_to_places(x: Tensor, group: Group, frames: int) -> Tensor:
+    """Returns all frames of this rank's places, (T, B, S', D), of all places of its frames, (B, T', S, D).
+
+    Frames travel first, so that what arrives is in order however many samples there are: the tokens are copied once.
+    """
+    out: Tensor = _Exchange.apply(x, group, (2, 0), (x.shape[2], frames), (True, False))
+    return out
+
+
+def places_to_frames(x: Tensor, group: Group, places: int) -> Tensor:
+    """Returns all places of this rank's frames, (B, T', S, D), of all frames of its places, (T, B, S', D)."""
+    out: Tensor = _Exchange.apply(x, group, (0, 2), (x.shape[0], places), (False, True))
     return out
 
 
@@ -65,17 +80,24 @@ def gather_parts(x: Tensor, group: Group, *, dim: int, total: int) -> Tensor:
 
 
 class _Exchange(torch.autograd.Function):
+    """Of dimensions as they travel: the first two of what is given, or of what is returned, may be swapped for that."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, scatter: int, gather: int, scattered: int, gathered: int) -> Tensor:
-        ctx.group, ctx.scatter, ctx.gather, ctx.sizes = group, scatter, gather, (scattered, gathered)
-        return _all_to_all(x, group, scatter, gather, part_sizes(scattered, group.size), gathered)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        group: Group,
+        dims: tuple[int, int],
+        sizes: tuple[int, int],
+        swapped: tuple[bool, bool],
+    ) -> Tensor:
+        ctx.group, ctx.dims, ctx.sizes, ctx.swapped = group, dims, sizes, swapped
+        return _all_to_all(x, group, dims, sizes, swapped)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scattered, gathered = ctx.sizes
-        parts = part_sizes(gathered, ctx.group.size)
-        gradient = _all_to_all(gradients[0], ctx.group, ctx.gather, ctx.scatter, parts, scattered)
-        return gradient, None, None, None, None, None
+        gradient = _all_to_all(gradients[0], ctx.group, ctx.dims[::-1], ctx.sizes[::-1], ctx.swapped[::-1])
+        return gradient, None, None, None, None
 
 
 class _GatherParts(torch.autograd.Function):
@@ -99,11 +121,23 @@ class _GatherParts(torch.autograd.Function):
         return take_part(gradients[0], ctx.group, ctx.dim) * ctx.group.size, None, None, None
 
 
-def _all_to_all(x: Tensor, group: Group, scatter: int, gather: int, sizes: tuple[int, ...], gathered: int) -> Tensor:
-    """Returns what :func:`exchange` does; ``sizes`` are the parts of x along ``scatter``."""
-    counts = part_sizes(gathered, group.size)
+def _all_to_all(
+    x: Tensor, group: Group, dims: tuple[int, int], whole: tuple[int, int], swapped: tuple[bool, bool]
+) -> Tensor:
+    """Returns what :func:`exchange` does.
+
+    Args:
+        x: Whole along the first of ``dims``.
+        group: All of its ranks call it.
+        dims: The dimension that is to be spread, and that which is to be whole.
+        whole: Their sizes.
+        swapped: Whether the first two dimensions are swapped before x travels, and after.
+    """
+    scatter, gather = dims
+    x = x.transpose(0, 1) if swapped[0] else x
+    sizes = part_sizes(whole[0], group.size)
     received_shapes = []
-    for count in counts:
+    for count in part_sizes(whole[1], group.size):
         shape = list(x.shape)
         shape[scatter], shape[gather] = sizes[group.rank], count
         received_shapes.append(shape)
@@ -112,7 +146,7 @@ def _all_to_all(x: Tensor, group: Group, scatter: int, gather: int, sizes: tuple
     received = x.new_empty(sum(received_numels))
     if not x.is_meta:
         dist.all_to_all_single(received, sent, received_numels, sent_numels, group=group.handle)
-    return _unpack(received, received_shapes, received_numels, gather)
+    return _unpack(received, received_shapes, received_numels, gather, swapped=swapped[1])
 
 
 def _pack(x: Tensor, dim: int, sizes: tuple[int, ...]) -> tuple[Tensor, list[int]]:
@@ -131,16 +165,28 @@ def _pack(x: Tensor, dim: int, sizes: tuple[int, ...]) -> tuple[Tensor, list[int
     return packed, numels
 
 
-def _unpack(packed: Tensor, shapes: Sequence[list[int]], numels: list[int], dim: int) -> Tensor:
-    """Returns the parts of the given shapes joined along ``dim``: no copy if all dimensions before it have size 1."""
+def _unpack(
+    packed: Tensor, shapes: Sequence[list[int]], numels: list[int], dim: int, *, swapped: bool = False
+) -> Tensor:
+    """Returns the parts of the given shapes joined along ``dim``, in one pass over them.
+
+    Args:
+        packed: The parts, end to end.
+        shapes: Theirs.
+        numels: Their numbers of values.
+        dim: Where they are joined: no copy if all dimensions before it have size 1.
+        swapped: Whether the first two dimensions are to be swapped; ``dim`` comes after them.
+    """
     if all(size == 1 for size in shapes[0][:dim]):
         shape = list(shapes[0])
         shape[dim] = sum(part[dim] for part in shapes)
         return packed.view(shape)
+    first = 1 if swapped else 0
     if shapes[0] == shapes[-1]:
-        return packed.view(len(shapes), *shapes[0]).movedim(0, dim).flatten(dim, dim + 1)
+        together = packed.view(len(shapes), *shapes[0]).movedim(0, dim)
+        return together.transpose(first, 0).flatten(dim, dim + 1)
     parts = [part.view(shape) for part, shape in zip(packed.split(numels), shapes, strict=True)]
-    return torch.cat(parts, dim)
+    return torch.cat([part.transpose(first, 0) for part in parts], dim)
 
 
 def _numel(shape: Sequence[int]) -> int:

@@ -33,7 +33,14 @@ from torch import Tensor
 from shared.errors import InputError
 from shared.wording import counted
 from train.model.layout import Attend, AttendHeads, LayoutFor, TokenLayout, WholeLayout
-from train.parallel.exchange import Group, exchange, gather_parts, take_part
+from train.parallel.exchange import (
+    Group,
+    exchange,
+    frames_to_places,
+    gather_parts,
+    places_to_frames,
+    take_part,
+)
 
 _SWAPPED_SHARE = 4 / 18
 """Of the products of a token, 18 D^2 a block, 4 D^2 lie in the attention around which tokens are swapped."""
@@ -156,9 +163,9 @@ class FramesLayout:
         return attend(x)
 
     def along_time(self, x: Float[Tensor, "B T' S D"], attend: Attend) -> Float[Tensor, "B T' S D"]:
-        x = exchange(x, self._group, scatter=2, gather=1, gathered=self._frames)  # (B, T, S', D)
-        x = _attend_something(x, 2, attend)
-        return exchange(x, self._group, scatter=1, gather=2, gathered=self._frame_tokens)
+        x = frames_to_places(x, self._group, self._frames)  # (T, B, S', D)
+        along = _attend_something(x.flatten(1, 2).unsqueeze(0), 2, attend)  # places of all samples are one sample's
+        return places_to_frames(along.view(x.shape), self._group, self._frame_tokens)
 
     def along_all(self, qkv: Float[Tensor, "B T' S 3 H P"], attend: AttendHeads) -> Float[Tensor, "B T' S H P"]:
         return _attend_by_heads(self._group, qkv, attend, dim=1, total=self._frames)

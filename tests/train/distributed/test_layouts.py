@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train.distributed.check_names import LAYOUT_CHECKS, LAYOUT_MODULE
 from tests.train.distributed.launch import run_checks
-from train.parallel.exchange import _pack, _unpack, part_sizes
+from train.parallel.exchange import Group, _pack, _unpack, part_sizes
+from train.parallel.sequence import FramesLayout
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +35,30 @@ def test_frames_of_one_sample_travel_from_and_to_where_they_lie(frames: int):
     assert sent.data_ptr() == received.data_ptr() == x.data_ptr()
     assert torch.equal(received, x)
     assert numels == [size * 6 * 8 for size in sizes]
+
+
+class _Copies(TorchDispatchMode):
+    """Counts the values that copies write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.name() in ("aten::clone", "aten::copy_", "aten::cat", "aten::stack"):
+            self.numel += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("size", [(1, 4, 6), (3, 4, 6), (1, 5, 7), (3, 5, 7)], ids=str)
+def test_around_attention_along_time_tokens_are_copied_once_an_exchange(size: tuple[int, int, int]):
+    layout = FramesLayout(Group(None, 0, 2), *size[1:])
+    x = torch.empty(size[0], part_sizes(size[1], 2)[0], size[2], 8, device="meta", requires_grad=True)
+    with _Copies() as forward:
+        out = layout.along_time(x, lambda places: places * 2)
+    with _Copies() as backward:
+        (gradient,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    assert out.is_contiguous()
+    assert gradient.is_contiguous()
+    assert forward.numel == backward.numel == 2 * x.numel()
