@@ -138,8 +138,10 @@ class Trainer:
         """Returns the log's first line."""
         config, ranks = self._run.config, self._ranks
         parallel = config.parallel
-        head_width = self._run.model_config.head_size
-        attention = parallel.attention_backend or automatic_choice(ranks.device, self._run.dtype, head_width=head_width)
+        model, device, dtype = self._run.model_config, ranks.device, self._run.dtype
+        attention = parallel.attention_backend or automatic_choice(
+            device, dtype, head_width=model.head_size, packed=not model.normalises_queries
+        )
         return (
             f"{config.architecture.model}: {self._num_parameters / 1e6:.1f} M parameters, {parallel.precision}, "
             f"ZeRO {parallel.zero_stage}, {ranks.world_size} x {ranks.device.type}{self._sharing()}, "

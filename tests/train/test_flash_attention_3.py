@@ -134,7 +134,7 @@ def test_a_library_that_does_not_load_is_left_out_with_a_warning_and_is_an_error
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     device = torch.device("cuda", 0)
     with pytest.warns(RuntimeWarning, match=r"runs without FlashAttention 3: .*_C.so was not loaded: "):
-        assert automatic_backend(device, torch.bfloat16, length=4096, head_width=72) == "cudnn"
+        assert automatic_backend(device, torch.bfloat16, length=4096, head_width=72, packed=False) == "cudnn"
     assert not ours.usable(device)  # and says so once
     q = torch.randn(1, 2, 1, 8)
     with pytest.raises(InputError, match="backend 'flash-attn-3': .*_C.so was not loaded: "):
@@ -171,18 +171,21 @@ def test_it_is_chosen_for_long_sequences_on_hopper_and_never_for_others(
     device, half = torch.device("cuda", 0), torch.bfloat16
     capability = [(9, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
-    assert automatic_backend(device, half, length=65536, head_width=72) == "cudnn"  # not installed
+    assert automatic_backend(device, half, length=65536, head_width=72, packed=False) == "cudnn"  # not installed
     install(packages, "flash_attn_3", "_C.so", "3.0.0")
     clear_caches()
-    assert automatic_backend(device, half, length=1024, head_width=72) == "flash-attn-3"
-    assert automatic_backend(device, half, length=1023, head_width=72) == "cudnn"
-    assert automatic_backend(device, half, length=1024, head_width=68) == "cudnn"
-    assert automatic_backend(device, torch.float32, length=1024, head_width=72) == "efficient"
-    assert automatic_backend(torch.device("cpu"), half, length=1024, head_width=72) == "flash"
-    assert automatic_choice(device, half, head_width=72) == "cudnn, flash-attn-3 from 1,024 tokens on"
+    assert automatic_backend(device, half, length=1024, head_width=72, packed=False) == "flash-attn-3"
+    assert automatic_backend(device, half, length=1023, head_width=72, packed=False) == "cudnn"
+    assert automatic_backend(device, half, length=1024, head_width=68, packed=False) == "cudnn"
+    assert automatic_backend(device, torch.float32, length=1024, head_width=72, packed=False) == "efficient"
+    assert automatic_backend(torch.device("cpu"), half, length=1024, head_width=72, packed=False) == "flash"
+    assert automatic_choice(device, half, head_width=72, packed=False) == "cudnn, flash-attn-3 from 1,024 tokens on"
+    assert automatic_choice(device, half, head_width=72, packed=True) == "cudnn, flash-attn-3 from 128 tokens on"
+    assert automatic_backend(device, half, length=128, head_width=72, packed=True) == "flash-attn-3"
+    assert automatic_backend(device, half, length=127, head_width=72, packed=True) == "cudnn"
     capability[0] = (8, 0)
-    assert automatic_choice(device, half, head_width=72) == "cudnn"
-    assert automatic_backend(device, half, length=1024, head_width=72) == "cudnn"
+    assert automatic_choice(device, half, head_width=72, packed=False) == "cudnn"
+    assert automatic_backend(device, half, length=1024, head_width=72, packed=False) == "cudnn"
     for masked in (True, False):
         assert preferred_backends("cuda", half, masked=masked)[0] == "cudnn"
         assert "flash-attn-3" in preferred_backends("cuda", half, masked=masked)
@@ -194,7 +197,7 @@ def test_on_hopper_long_sequences_take_it_compiled_or_not() -> None:
     device = torch.device("cuda", 0)
     if ours.find_library() is None or torch.cuda.get_device_capability(device)[0] != 9:
         pytest.skip("FlashAttention 3 is not installed, or the GPU is no Hopper")
-    assert automatic_backend(device, torch.bfloat16, length=1024, head_width=72) == "flash-attn-3"
+    assert automatic_backend(device, torch.bfloat16, length=1024, head_width=72, packed=False) == "flash-attn-3"
     torch.manual_seed(0)
     qkv = torch.randn(2, 1024, 3, 4, 72, device=device, dtype=torch.bfloat16, requires_grad=True)
     exact = qkv.detach().double().requires_grad_()

@@ -69,15 +69,16 @@ def test_ours_runs_with_cudnn_too_only_where_it_takes_flash_attention_3(
     monkeypatch.setattr(attention, "installed_packages", lambda: ())
     assert with_cudnn() == set()
     monkeypatch.setattr(attention, "installed_packages", lambda: ("flash-attn-3",))
-    long = {f"stdit-xl/2 {size}" for size in ("16x512", "64x512", "256x512, 2 GPUs a sample")}
-    assert with_cudnn() == long | {f"dit-xl/2 {size}" for size in ("16x256", "16x512", "64x512", "256x512")}
+    packed = {f"stdit-xl/2 {size}" for size in ("16x256", "16x512", "64x512", "256x512, 2 GPUs a sample", "1x256")}
+    assert with_cudnn() == packed | {f"dit-xl/2 {n}" for n in ("16x256", "16x512", "64x512", "256x512", "1x256")}
     alone = dataclasses.replace(STDIT[0], variants=(FUSED_CUDNN,))
     assert different_variants(alone, {}, gpu) == (FUSED_CUDNN,)
 
     config = model_config("dit-xl/2")
     used = {v.name: attention_of(v, config, (16, 32, 32), gpu) for v in (PLAIN, FUSED, FUSED_CUDNN)}
     assert used == {"plain": "flash", "ours": "flash-attn-3", "ours, cuDNN attention": "cudnn"}
-    assert attention_of(FUSED, model_config("stdit-xl/2"), (16, 32, 32), gpu) == "cudnn"
+    assert attention_of(FUSED, model_config("stdit-xl/2"), (16, 32, 32), gpu) == "flash-attn-3"
+    assert attention_of(FUSED, model_config("stdit3-xl/2"), (16, 32, 32), gpu) == "cudnn"  # normalises queries and keys
     (row,) = measure(_tiny("stdit-xl/2 16x256", variants=(FUSED,)), ranks, QUICK, overrides=TINY, trace=None)
     assert row.attention == "PyTorch's flash"
     assert "| attention |" in speed_table([row])
@@ -99,13 +100,14 @@ def test_blocks_that_stand_for_more_do_what_those_of_the_whole_model_do_that_com
     setting = dataclasses.replace(_tiny("stdit-xl/2 16x256", checkpointing="auto"), size=128, batch=16)
 
     def chosen(gib: float, blocks: int | None) -> str:
-        bench = Bench(setting, ranks, {**TINY, "depth": 4, "hidden_size": 64}, blocks, device_memory_gib=gib)
+        bench = Bench(setting, ranks, {**TINY, "depth": 8, "hidden_size": 64}, blocks, device_memory_gib=gib)
         bench.recompute_for(FUSED)
         bench.close()
         return str(bench.recomputation)
 
-    assert chosen(0.89, None) == "attention in 2 blocks, selective in the others"
-    assert chosen(0.89, 2) == "attention"  # where two blocks by themselves would keep everything
+    for gib, mode in ((1.2, "selective"), (0.95, "attention"), (0.85, "full")):
+        assert chosen(gib, None).startswith(f"{mode} in ")
+        assert chosen(gib, 2) == mode  # where two blocks by themselves would keep everything
     assert chosen(2, 2) == "none"
 
 

@@ -32,4 +32,5 @@ def attention_of(
         return variant.backend
     frames, rows, columns = config.grid(latent_size)
     length = rows * columns * (frames if isinstance(config, DiTConfig) else 1)
-    return automatic_backend(device, torch.bfloat16, length=length, head_width=config.head_size)
+    packed = not config.normalises_queries
+    return automatic_backend(device, torch.bfloat16, length=length, head_width=config.head_size, packed=packed)

@@ -54,6 +54,10 @@ _LONG = 1024
 """Queries and keys from which on FlashAttention 3 is faster than cuDNN. Forward and backward, at head dim 72 on one
 H100, cuDNN takes 0.90, 1.09, 1.17 and 1.25 times as long at 256, 1,024, 4,096 and 65,536 of them."""
 
+_LONG_PACKED = 128
+"""The same where they are one product: gradients of cuDNN's have to be joined, FlashAttention 3's do not. On one H200
+cuDNN with that takes 1.11 times as long at 128 of them, 1.10 at 256, and 0.94 at 65."""
+
 
 class KeyMask(NamedTuple):
     """Which keys each sample sees: its first ones. Made once a forward pass, shared by all layers."""
@@ -93,7 +97,7 @@ def installed_packages() -> tuple[AttentionBackend, ...]:
 
 
 def preferred_backends(
-    device_type: str, dtype: torch.dtype, *, masked: bool, length: int = 0, flash_3_usable: bool = False
+    device_type: str, dtype: torch.dtype, *, masked: bool, flash_3_suits: bool = False
 ) -> tuple[AttentionBackend, ...]:
     """Returns the backends that exist for a device and a dtype, the fastest first.
 
@@ -101,8 +105,7 @@ def preferred_backends(
         device_type: ``cpu`` or ``cuda``.
         dtype: Of queries, keys and values.
         masked: Whether the samples see different keys.
-        length: Queries or keys of a sequence, whichever are fewer.
-        flash_3_usable: Whether FlashAttention 3 is for the device and has kernels for the heads' width.
+        flash_3_suits: Whether FlashAttention 3 is for the device, has kernels for the heads' width, and is faster.
     """
     if device_type == "cpu":
         return ("flash", "math")
@@ -111,12 +114,14 @@ def preferred_backends(
     packages = installed_packages()
     if masked:
         return ("cudnn", "efficient", *packages, "flash", "math")
-    if "flash-attn-3" in packages and flash_3_usable and length >= _LONG:
+    if "flash-attn-3" in packages and flash_3_suits:
         return ("flash-attn-3", "cudnn", *packages[1:], "flash", "efficient", "math")
     return ("cudnn", *packages, "flash", "efficient", "math")  # FlashAttention 2 takes 1.5 times as long as cuDNN
 
 
-def automatic_backend(device: torch.device, dtype: torch.dtype, *, length: int, head_width: int) -> AttentionBackend:
+def automatic_backend(
+    device: torch.device, dtype: torch.dtype, *, length: int, head_width: int, packed: bool
+) -> AttentionBackend:
     """Returns the backend that attention without a mask takes where none is asked for.
 
     Args:
@@ -124,16 +129,20 @@ def automatic_backend(device: torch.device, dtype: torch.dtype, *, length: int, 
         dtype: Theirs.
         length: Queries or keys of a sequence, whichever are fewer.
         head_width: Values of a head.
+        packed: Whether they are one product's, as it gave them.
     """
-    suits = dtype in _HALF and length >= _LONG and flash_attention_3.takes_heads(head_width)
-    usable = suits and flash_attention_3.usable(device)
-    return preferred_backends(device.type, dtype, masked=False, length=length, flash_3_usable=usable)[0]
+    is_long = length >= (_LONG_PACKED if packed else _LONG)
+    suits = dtype in _HALF and is_long and flash_attention_3.takes_heads(head_width)
+    return preferred_backends(
+        device.type, dtype, masked=False, flash_3_suits=suits and flash_attention_3.usable(device)
+    )[0]
 
 
-def automatic_choice(device: torch.device, dtype: torch.dtype, *, head_width: int) -> str:
+def automatic_choice(device: torch.device, dtype: torch.dtype, *, head_width: int, packed: bool) -> str:
     """Returns what :func:`automatic_backend` takes for short and for long sequences, in words for a log."""
-    short, long = (automatic_backend(device, dtype, length=n, head_width=head_width) for n in (1, _LONG))
-    return short if short == long else f"{short}, {long} from {_LONG:,} tokens on"
+    lengths = 1, _LONG_PACKED if packed else _LONG
+    short, long = (automatic_backend(device, dtype, length=n, head_width=head_width, packed=packed) for n in lengths)
+    return short if short == long else f"{short}, {long} from {lengths[1]:,} tokens on"
 
 
 def require_backend(name: AttentionBackend, device_type: str, dtype: torch.dtype) -> None:
@@ -173,7 +182,8 @@ def attention(
     if q.is_meta:
         return _without_content(q, k, v, None, backend)
     if backend is None:
-        chosen = automatic_backend(q.device, q.dtype, length=min(q.shape[1], k.shape[1]), head_width=q.shape[-1])
+        length = min(q.shape[1], k.shape[1])
+        chosen = automatic_backend(q.device, q.dtype, length=length, head_width=q.shape[-1], packed=False)
         backend = chosen if chosen in PACKAGES else None
     if backend == "flash-attn-3":
         return flash_attention_3.flash_attention_3(q, k, v)
@@ -246,7 +256,8 @@ def _flash_3_takes(qkv: Tensor, backend: AttentionBackend | None) -> bool:
     if qkv.is_meta:
         return False
     if backend is None:
-        backend = automatic_backend(qkv.device, qkv.dtype, length=qkv.shape[1], head_width=qkv.shape[-1])
+        length, head_width = qkv.shape[1], qkv.shape[-1]
+        backend = automatic_backend(qkv.device, qkv.dtype, length=length, head_width=head_width, packed=True)
     else:
         require_backend(backend, qkv.device.type, qkv.dtype)
     return backend == "flash-attn-3"

@@ -68,6 +68,11 @@ class ModelConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def normalises_queries(self) -> bool:
+        """Whether attention among tokens normalises queries and keys."""
+        return False
+
+    @property
     def patch_values(self) -> int:
         """Values that the output has for one token."""
         return self.patch_size[0] * self.patch_size[1] * self.patch_size[2] * self.out_channels
@@ -143,6 +148,11 @@ class STDiT3Config(ModelConfig):
                 f"hidden_size={self.hidden_size} gives num_heads={self.num_heads} heads of {self.head_size}: expected "
                 "an even width, for rotary positions"
             )
+
+    @property
+    def normalises_queries(self) -> bool:
+        """Whether attention among tokens normalises queries and keys."""
+        return self.qk_norm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
