@@ -12,6 +12,7 @@ from torch import nn
 from shared.errors import InputError
 from train.config import OptimiserOptions, ParallelOptions, TrainConfig
 from train.diffusion.objective import create_objective
+from train.loss import batch_loss
 from train.model import model_config
 from train.model.checkpointing import Recomputation
 from train.model.long_time_attention import long_time_attention
@@ -39,14 +40,16 @@ def test_what_a_computation_holds_at_once_is_counted_to_the_byte():
     assert allocations.live == 0
 
 
+def shaped(name: str, checkpointing: str, *, samples: int, frames: int = 8, **options):
+    """A model without content, its objective and a batch."""
+    options = TrainConfig.of(cache="c", output=Path("o"), activation_checkpointing=checkpointing, **options)
+    model = meta_model(model_config(name, depth=4), options)
+    batch = meta_batch(samples, (4, frames, 32, 32), (120, 4096), torch.bfloat16)
+    return model, create_objective(None, model=name, spatial_stride=8), batch
+
+
 def working(batch_size: int, checkpointing: str, *, name: str = "stdit-s/2", **options) -> int:
-    config = model_config(name, depth=4)
-    model = meta_model(
-        config, TrainConfig.of(cache="c", output=Path("o"), activation_checkpointing=checkpointing, **options)
-    )
-    objective = create_objective(None, model=name, spatial_stride=8)
-    batch = meta_batch(batch_size, (4, 8, 32, 32), (120, 4096), torch.bfloat16)
-    return working_bytes(model, objective, batch, gradient_shards=1)
+    return working_bytes(*shaped(name, checkpointing, samples=batch_size, **options), gradient_shards=1)
 
 
 def test_activations_grow_with_the_samples_and_shrink_by_what_is_computed_again():
@@ -65,6 +68,25 @@ def test_each_choice_of_auto_fits_wherever_the_one_before_does(name):
     assert at["full"] < at["attention"] < at["attention in 1 block, selective in the others"] < at["none"]
     assert at["full"] < at["none"] / 2
     assert working(4, "selective", name=name) >= at[f"selective in {len(choices) // 3 - 1} blocks"]
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "tensors"), [("stdit-s/2", 8, 1), ("stdit-s/2", 128, 2), ("stdit3-s/2", 8, 1), ("dit-s/2", 8, 1)]
+)
+def test_attention_to_many_tokens_is_kept_and_to_few_is_not(name, frames, tensors):
+    kept = {}
+    for mode in ("attention", "full", "attention"):  # positions are made once
+        model, objective, batch = shaped(name, mode, samples=2, frames=frames)
+        noise = torch.empty(batch.latents.shape, dtype=torch.float32, device="meta")
+        allocations = Allocations()
+        with allocations:
+            allocations.leave_out(*model.parameters(), *model.buffers())
+            terms = batch_loss(model, objective, batch, wants_size=model.wants_size, noise=noise)
+            kept[mode] = allocations.live
+        del terms
+    results = 2 * frames * 256 * 384 * 2
+    statistics = 2 * frames * 256 * 6 * 4
+    assert kept["attention"] - kept["full"] == pytest.approx(4 * tensors * (results + statistics), rel=1e-3)
 
 
 def test_a_rank_that_shares_samples_takes_its_part_of_them_and_what_it_exchanges():
