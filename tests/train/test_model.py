@@ -170,6 +170,28 @@ def test_checkpointing_computes_again_what_it_does_not_keep(kind):
     assert attention["none"] == attention["selective"] == attention["attention"] == 0 < attention["full"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("frames", [4, 80])
+@pytest.mark.parametrize("kind", WITH_CAPTIONS)
+def test_on_a_gpu_kernels_that_are_kept_give_what_they_gave(kind, frames):
+    results, attention = {}, {}
+    for mode in ACTIVATION_CHECKPOINTING:
+        model = small_model(kind, hidden_size=144, num_heads=2, activation_checkpointing=mode).cuda().bfloat16()
+        output = model(**{name: value.cuda() for name, value in inputs(kind, size=(frames, 16, 16)).items()})
+        with Computed() as computed:
+            output.square().mean().backward()
+        attention[mode] = sum(
+            computed.count(end) for end in ("_cudnn_attention", "_flash_attention", "_3", "_3_packed")
+        )
+        results[mode] = [output, *(parameter.grad for parameter in model.parameters())]
+    assert attention["none"] == attention["selective"] == attention["attention"] == 0 < attention["full"]
+    for mode in ACTIVATION_CHECKPOINTING[1:]:
+        assert torch.equal(results[mode][0], results["none"][0]), mode
+        for found, expected in zip(results[mode], results["none"], strict=True):
+            assert (found - expected).norm() <= 0.05 * expected.norm(), mode
+
+
 class Computed(TorchDispatchMode):
     """Notes the operations that are computed."""
 
