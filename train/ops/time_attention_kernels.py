@@ -5,6 +5,11 @@ sequences are masked, which wastes arithmetic that the kernel has to spare, sinc
 outputs takes longer. Softmax needs no second pass, as a tile holds whole sequences, so the backward pass computes it
 again from queries and keys: nothing but the input is kept for it.
 
+With norms or rotation the backward pass of a program has three phases: normalised, turned queries and keys are written
+to the places of their gradients, some rows at a time; then it is as without, and leaves there what goes through norm
+and rotation, again some rows at a time. In one phase, products' layouts have to be converted and summed over rows, and
+registers leave two programs on a multiprocessor.
+
 Letters: B batch, T frames, S tokens of a frame, H heads, P head width, A + C its two parts; G sequences of a tile.
 """
 
@@ -24,6 +29,15 @@ from train.ops.qk_norm_op import RMS_NORM_EPS
 from train.ops.time_attention_op import MOST_FRAMES
 
 TILE_ROWS = MOST_FRAMES
+PART_ROWS = tl.constexpr(32)
+"""Rows that go through norm and rotation at a time in the backward pass."""
+WARPS, WARPS_OF_LARGE_PRODUCTS = 4, 8
+"""The second beyond 32 frames, where neither norm nor rotation takes the registers."""
+
+
+@triton.jit
+def _add_both(a, b, c, d):  # type: ignore[no-untyped-def]
+    return a + c, b + d
 
 
 @triton.jit
@@ -57,42 +71,64 @@ def _prepared(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _unprepared(  # type: ignore[no-untyped-def]
-    da, dc, source, weight, weight_grad, cosines, sines, frames, rows_inside,
+def _prepare_part(  # type: ignore[no-untyped-def]
+    source, target, weight, cosines, sines, frames, inside,
     P: tl.constexpr, A: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr,
     HAS_NORM: tl.constexpr, HAS_ROPE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of queries or keys before :func:`_prepared`, from that after it; stores the weight's.
+    a, c = load_rows(source, inside, P, A, C)
+    a, c = _prepared(a, c, weight, cosines, sines, frames, inside, P, A, C, EPS, HAS_NORM, HAS_ROPE)
+    store_rows(target, a, c, inside, P, A, C)
 
-    They are loaded again from ``source``, in cache by now: kept in registers they would not fit.
+
+@triton.jit
+def _unprepare_part(  # type: ignore[no-untyped-def]
+    source, target, weight, cosines, sines, frames, inside,
+    P: tl.constexpr, A: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_ROPE: tl.constexpr,
+):  # fmt: skip
+    """Puts the gradient of queries or keys before :func:`_prepared` in the place of that after it.
+
+    Returns what the gradient of the norm's weight sums up.
     """
+    da, dc = load_rows(target, inside, P, A, C)
+    da, dc = da.to(tl.float32), dc.to(tl.float32)
     if HAS_ROPE:
         pairs, more = tl.arange(0, A // 2), A // 2 + tl.arange(0, C // 2)
         at = frames[:, None] * (P // 2)
-        da = _turned(da, cosines, sines, at + pairs[None, :], rows_inside[:, None], -1)
-        dc = _turned(dc, cosines, sines, at + more[None, :], rows_inside[:, None] & (more < P // 2)[None, :], -1)
+        da = _turned(da, cosines, sines, at + pairs[None, :], inside[:, None], -1)
+        dc = _turned(dc, cosines, sines, at + more[None, :], inside[:, None] & (more < P // 2)[None, :], -1)
+    a_along, c_along = da, dc
     if HAS_NORM:
         left, right = tl.arange(0, A), A + tl.arange(0, C)
-        a_hat, c_hat = load_rows(source, rows_inside, P, A, C)
+        a_hat, c_hat = load_rows(source, inside, P, A, C)
         a_hat, c_hat = a_hat.to(tl.float32), c_hat.to(tl.float32)
-        rrms = tl.rsqrt((tl.sum(a_hat * a_hat, 1) + tl.sum(c_hat * c_hat, 1)) / P + EPS)
+        wa = da * tl.load(weight + left).to(tl.float32)[None, :]
+        wc = dc * tl.load(weight + right, mask=right < P, other=0.0).to(tl.float32)[None, :]
+        a_squares, a_product = tl.reduce((a_hat * a_hat, a_hat * wa), 1, _add_both)
+        c_squares, c_product = tl.reduce((c_hat * c_hat, c_hat * wc), 1, _add_both)
+        rrms = tl.rsqrt((a_squares + c_squares) / P + EPS)
+        mean = rrms * (a_product + c_product) / P
         a_hat, c_hat = a_hat * rrms[:, None], c_hat * rrms[:, None]
-        tl.store(weight_grad + left, tl.sum(da * a_hat, 0))
-        tl.store(weight_grad + right, tl.sum(dc * c_hat, 0), mask=right < P)
-        da *= tl.load(weight + left).to(tl.float32)[None, :]
-        dc *= tl.load(weight + right, mask=right < P, other=0.0).to(tl.float32)[None, :]
-        mean = (tl.sum(da * a_hat, 1) + tl.sum(dc * c_hat, 1)) / P
-        da = (da - a_hat * mean[:, None]) * rrms[:, None]
-        dc = (dc - c_hat * mean[:, None]) * rrms[:, None]
-    return da, dc
+        a_along, c_along = da * a_hat, dc * c_hat
+        da = (wa - a_hat * mean[:, None]) * rrms[:, None]
+        dc = (wc - c_hat * mean[:, None]) * rrms[:, None]
+    store_rows(target, da, dc, inside, P, A, C)
+    return a_along, c_along
+
+
+@triton.jit
+def _store_sums(at, a, c, P: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    right = A + tl.arange(0, C)
+    tl.store(at + tl.arange(0, A), tl.sum(a, 0))
+    tl.store(at + right, tl.sum(c, 0), mask=right < P)
 
 
 @triton.jit
 def _place(  # type: ignore[no-untyped-def]
-    num_sequences, S, T: tl.constexpr, H: tl.constexpr, P: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr
+    rows, num_sequences, S, T: tl.constexpr, H: tl.constexpr, P: tl.constexpr, G: tl.constexpr
 ):
-    """For each row of the tile: its sequence in the tile, frame, token, offset of its head, and whether it exists."""
-    rows = tl.arange(0, ROWS)
+    """For rows of the tile: their sequence in the tile, frame, token, offset of their head, and whether they exist."""
     group, frame = rows % G, rows // G
     sequence = tl.program_id(0).to(tl.int64) * G + group
     inside = (frame < T) & (sequence < num_sequences)
@@ -119,7 +155,7 @@ def _forward(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr, EPS: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, HAS_ROPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    group, frame, token, head, inside = _place(num_sequences, S, T, H, P, G, ROWS)
+    group, frame, token, head, inside = _place(tl.arange(0, ROWS), num_sequences, S, T, H, P, G)
     at = qkv + token * (3 * H * P) + head
     qa, qc = load_rows(at, inside, P, A, C)
     ka, kc = load_rows(at + H * P, inside, P, A, C)
@@ -139,17 +175,23 @@ def _backward(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr, EPS: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, HAS_ROPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    group, frame, token, head, inside = _place(num_sequences, S, T, H, P, G, ROWS)
+    if Q_NORM or K_NORM or HAS_ROPE:
+        for first in range(0, ROWS, PART_ROWS):
+            _, frames, tokens, heads, there = _place(first + tl.arange(0, PART_ROWS), num_sequences, S, T, H, P, G)
+            source = qkv + tokens * (3 * H * P) + heads
+            target = qkv_grad + tokens * (3 * H * P) + heads
+            _prepare_part(source, target, q_norm, cosines, sines, frames, there, P, A, C, EPS, Q_NORM, HAS_ROPE)
+            source, target = source + H * P, target + H * P
+            _prepare_part(source, target, k_norm, cosines, sines, frames, there, P, A, C, EPS, K_NORM, HAS_ROPE)
+        tl.debug_barrier()  # what other threads stored is read
+    group, frame, token, head, inside = _place(tl.arange(0, ROWS), num_sequences, S, T, H, P, G)
     at = qkv + token * (3 * H * P) + head
     to = qkv_grad + token * (3 * H * P) + head
-    qa, qc = load_rows(at, inside, P, A, C)
-    ka, kc = load_rows(at + H * P, inside, P, A, C)
+    prepared = to if Q_NORM or K_NORM or HAS_ROPE else at
+    qa, qc = load_rows(prepared, inside, P, A, C)
+    ka, kc = load_rows(prepared + H * P, inside, P, A, C)
     va, vc = load_rows(at + 2 * H * P, inside, P, A, C)
     oa, oc = load_rows(grad + token * (H * P) + head, inside, P, A, C)
-    if Q_NORM or HAS_ROPE:
-        qa, qc = _prepared(qa, qc, q_norm, cosines, sines, frame, inside, P, A, C, EPS, Q_NORM, HAS_ROPE)
-    if K_NORM or HAS_ROPE:
-        ka, kc = _prepared(ka, kc, k_norm, cosines, sines, frame, inside, P, A, C, EPS, K_NORM, HAS_ROPE)
     weights = _softmax(qa, qc, ka, kc, group, frame, scale, T, PRECISION)
     by_key = tl.trans(weights.to(va.dtype))
     store_rows(to + 2 * H * P, dot(by_key, oa, PRECISION), dot(by_key, oc, PRECISION), inside, P, A, C)
@@ -157,22 +199,31 @@ def _backward(  # type: ignore[no-untyped-def]
     # float32 sums over the row take the place of sum(grad * out), so that the output is not read
     scores_grad = weights * (weights_grad - tl.sum(weights * weights_grad, 1)[:, None]) * scale
     scores_grad = scores_grad.to(va.dtype)
-    da, dc = dot(scores_grad, ka, PRECISION), dot(scores_grad, kc, PRECISION)
-    program = tl.program_id(0).to(tl.int64)
-    if Q_NORM or HAS_ROPE:
-        da, dc = _unprepared(
-            da, dc, at, q_norm, norm_grads + program * (2 * P), cosines, sines, frame, inside,
-            P, A, C, EPS, Q_NORM, HAS_ROPE,
-        )  # fmt: skip
-    store_rows(to, da, dc, inside, P, A, C)
+    store_rows(to, dot(scores_grad, ka, PRECISION), dot(scores_grad, kc, PRECISION), inside, P, A, C)
     by_key = tl.trans(scores_grad)
-    da, dc = dot(by_key, qa, PRECISION), dot(by_key, qc, PRECISION)
-    if K_NORM or HAS_ROPE:
-        da, dc = _unprepared(
-            da, dc, at + H * P, k_norm, norm_grads + program * (2 * P) + P, cosines, sines, frame, inside,
-            P, A, C, EPS, K_NORM, HAS_ROPE,
-        )  # fmt: skip
-    store_rows(to + H * P, da, dc, inside, P, A, C)
+    store_rows(to + H * P, dot(by_key, qa, PRECISION), dot(by_key, qc, PRECISION), inside, P, A, C)
+    if Q_NORM or K_NORM or HAS_ROPE:
+        tl.debug_barrier()
+        qa_sum, qc_sum = tl.zeros((PART_ROWS, A), tl.float32), tl.zeros((PART_ROWS, C), tl.float32)
+        ka_sum, kc_sum = tl.zeros((PART_ROWS, A), tl.float32), tl.zeros((PART_ROWS, C), tl.float32)
+        for first in range(0, ROWS, PART_ROWS):
+            _, frames, tokens, heads, there = _place(first + tl.arange(0, PART_ROWS), num_sequences, S, T, H, P, G)
+            source = qkv + tokens * (3 * H * P) + heads
+            target = qkv_grad + tokens * (3 * H * P) + heads
+            a, c = _unprepare_part(
+                source, target, q_norm, cosines, sines, frames, there, P, A, C, EPS, Q_NORM, HAS_ROPE
+            )
+            qa_sum, qc_sum = qa_sum + a, qc_sum + c
+            source, target = source + H * P, target + H * P
+            a, c = _unprepare_part(
+                source, target, k_norm, cosines, sines, frames, there, P, A, C, EPS, K_NORM, HAS_ROPE
+            )
+            ka_sum, kc_sum = ka_sum + a, kc_sum + c
+        sums = norm_grads + tl.program_id(0).to(tl.int64) * (2 * P)
+        if Q_NORM:
+            _store_sums(sums, qa_sum, qc_sum, P, A, C)
+        if K_NORM:
+            _store_sums(sums + P, ka_sum, kc_sum, P, A, C)
 
 
 Types = tuple[torch.dtype | None, ...]
@@ -197,7 +248,7 @@ def _launch(
         (B * S * H, S, 1 / math.sqrt(P)),
         (T, H, P, *head_parts(P), group, TILE_ROWS, RMS_NORM_EPS, *(each is not None for each in types),
          precision(dtype)),
-        num_warps=8 if T > 32 else 4,
+        num_warps=WARPS_OF_LARGE_PRODUCTS if T > 32 and not any(types) else WARPS,
     )  # fmt: skip
     return launch, programs
 
