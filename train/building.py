@@ -12,6 +12,7 @@ from train.checkpoint_files import EMA_FILE, list_checkpoints
 from train.config import FinetuningOptions, TrainConfig
 from train.lora import add_lora
 from train.model.config import ModelConfig
+from train.model.float8 import compute_in_float8
 from train.model.published import LoadReport, load_state, load_weights
 from train.model.transformer import DiffusionTransformer
 from train.model.weight_files import WeightFile
@@ -28,7 +29,7 @@ def build_model(config: ModelConfig, options: TrainConfig) -> DiffusionTransform
 
     Args:
         config: The architecture.
-        options: Which attention kernel, what is computed again, what is trained.
+        options: Which attention kernel, what is computed in 8 bits, what again, what is trained.
 
     Raises:
         InputError: if a module that is not to be trained is not there, or blocks that are to be checkpointed are not.
@@ -40,6 +41,8 @@ def build_model(config: ModelConfig, options: TrainConfig) -> DiffusionTransform
         activation_checkpointing=recomputation.mode,
         checkpointed_blocks=recomputation.blocks,
     )
+    if options.parallel.products == "float8":
+        compute_in_float8(model)
     _choose_trained(model, options.finetuning)
     return model
 

@@ -15,6 +15,7 @@ from train.lora import require_peft
 from train.model import model_config
 from train.model.attention import require_backend
 from train.model.config import DiTConfig, ModelConfig
+from train.model.float8 import require_float8_units, require_float8_widths
 from train.open_index import open_index
 from train.parallel.ranks import Ranks
 from train.parallel.sequence import require_heads, require_size
@@ -50,6 +51,8 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     Raises:
         InputError: for whatever does not fit.
     """
+    if config.parallel.products == "float8":
+        require_float8_units(ranks.device)
     run = plan_run(
         config,
         data_rank=ranks.data_rank,
@@ -107,7 +110,9 @@ def plan_run(
     for name, reason in _SET_ELSEWHERE.items():
         if name in overrides:
             raise InputError(f"--set {name}={overrides[name]}: {reason}")
-    model_config(config.architecture.model, **overrides)  # a mistake in it is told before one in the cache
+    wanted = model_config(config.architecture.model, **overrides)  # a mistake in it is told before one in the cache
+    if config.parallel.products == "float8":
+        require_float8_widths(wanted)
     index = open_index(config, encoders_on)
     buckets = select_buckets(index.buckets, () if config.cache is None else config.data.buckets)
     most_common = max(buckets, key=lambda bucket: buckets[bucket].num_samples)

@@ -143,7 +143,7 @@ class Trainer:
             device, dtype, head_width=model.head_size, packed=not model.normalises_queries
         )
         return (
-            f"{config.architecture.model}: {self._num_parameters / 1e6:.1f} M parameters, {parallel.precision}, "
+            f"{config.architecture.model}: {self._num_parameters / 1e6:.1f} M parameters, {parallel.computed_in}, "
             f"ZeRO {parallel.zero_stage}, {ranks.world_size} x {ranks.device.type}{self._sharing()}, "
             f"batch {self._batch_sizes()}, "
             f"attention {attention}, activation checkpointing {parallel.recomputation}; "

@@ -14,6 +14,7 @@ from train.benchmark.step_settings import Setting
 from train.benchmark.steps import Bench, StepRow, Timing, free_memory
 from train.benchmark.variants import FUSED, FUSED_CUDNN, Variant, running_as
 from train.model import model_config
+from train.model.float8 import has_float8_units
 from train.parallel.ranks import Ranks
 from train.peak import find_peak
 
@@ -113,7 +114,8 @@ def measure(
 
 
 def different_variants(setting: Setting, overrides: dict[str, Any], device: torch.device) -> Sequence[Variant]:
-    """Returns the variants of a setting without that of cuDNN's attention, if ours takes that by itself.
+    """Returns the variants of a setting without that of cuDNN's attention, if ours takes that by itself, and without
+    products in 8 bits where the device has no units for them.
 
     Args:
         setting: What is trained.
@@ -121,9 +123,12 @@ def different_variants(setting: Setting, overrides: dict[str, Any], device: torc
         device: Where it runs.
     """
     chosen = attention_of(FUSED, model_config(setting.model, **overrides), setting.latent_size, device)
-    if chosen == "flash-attn-3" or FUSED not in setting.variants:
-        return setting.variants
-    return [variant for variant in setting.variants if variant is not FUSED_CUDNN]
+    same = chosen != "flash-attn-3" and FUSED in setting.variants
+    return [
+        variant
+        for variant in setting.variants
+        if not (variant is FUSED_CUDNN and same) and (not variant.float8 or has_float8_units(device))
+    ]
 
 
 def measure_variant(

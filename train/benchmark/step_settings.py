@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from train.benchmark.variants import FUSED, FUSED_CUDNN, PLAIN, Variant
+from train.benchmark.variants import FUSED, FUSED_CUDNN, FUSED_FLOAT8, PLAIN, Variant
 from train.config.parallel import Checkpointing
 from train.ops.reference import KERNELS
 
@@ -77,6 +77,7 @@ IMAGES = (
             _CUDNN,
             Variant(name="plain, fused modulation", kernels=("modulation",), backend="flash", transposes=True),
             FUSED,
+            FUSED_FLOAT8,
         ),
     ),
     Setting(model="dit-xl/2", frames=1, size=256, batch=128, published=175),
@@ -94,6 +95,7 @@ _EACH_PART = (
     ),
     FUSED,
     FUSED_CUDNN,
+    FUSED_FLOAT8,
 )
 
 STDIT = (

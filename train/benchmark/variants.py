@@ -13,6 +13,7 @@ from torch import Tensor
 
 from train.model.attention import AttentionBackend
 from train.model.attention_layers import CrossAttention
+from train.model.float8 import compute_in_float8
 from train.model.layout import Attend, TokenLayout, WholeLayout
 from train.model.transformer import DiffusionTransformer
 from train.ops.reference import KERNELS, Kernel, reference_operations
@@ -29,6 +30,8 @@ class Variant:
     """The kernel of attention in space and among all tokens; None chooses by shape."""
     transposes: bool = False
     """Whether tokens are copied between the orders of space and time, as the published code does."""
+    float8: bool = False
+    """Whether products over tokens are computed in 8 bits."""
 
 
 PLAIN = Variant(name="plain", kernels=(), backend="flash", transposes=True)
@@ -37,6 +40,8 @@ FUSED = Variant(name="ours", kernels=KERNELS, backend=None)
 """As the trainer runs."""
 FUSED_CUDNN = Variant(name="ours, cuDNN attention", kernels=KERNELS, backend="cudnn")
 """The same without FlashAttention 3."""
+FUSED_FLOAT8 = Variant(name="ours, FP8 products", kernels=KERNELS, backend=None, float8=True)
+"""With ``--products float8``. MFU is of the bfloat16 peak, here too."""
 
 
 class _TransposingLayout(WholeLayout):
@@ -60,6 +65,9 @@ def running_as(model: DiffusionTransformer, variant: Variant) -> Iterator[None]:
     on_gpu = next(model.parameters()).is_cuda
     with ExitStack() as stack:
         stack.enter_context(reference_operations(tuple(name for name in KERNELS if name not in variant.kernels)))
+        if variant.float8:
+            compute_in_float8(model)
+            stack.callback(compute_in_float8, model, wanted=False)
         if variant.transposes:
             model.layout_for = _transposing_layout
         for module in backends:

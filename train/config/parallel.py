@@ -9,6 +9,7 @@ from train.model.attention import AttentionBackend
 from train.model.checkpointing import ActivationCheckpointing, Recomputation
 
 Precision = Literal["bfloat16", "float32"]
+Products = Literal["float8"]
 Offload = Literal["none", "optimizer", "all"]
 Checkpointing = ActivationCheckpointing | Literal["auto"]
 
@@ -21,6 +22,9 @@ class ParallelOptions:
     """What DeepSpeed shards: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too."""
     precision: Precision = "bfloat16"
     """Of weights, activations and gradients; the master weights are float32."""
+    products: MayChange[Products | None] = None
+    """float8: compute the products of blocks over tokens in 8 bits (e4m3, a scale a row), but for the gradients of
+    weights, which stay bfloat16's; on GPUs from Ada and Hopper on. None: in the precision above."""
     sequence_parallel: MayChange[int] = 1
     """Neighbouring ranks that share the tokens of the same samples; it must divide the number of ranks."""
     offload: MayChange[Offload] = "none"
@@ -39,6 +43,11 @@ class ParallelOptions:
     """Memory of one device; what does not fit is refused. On a GPU, None is what it has."""
 
     @property
+    def computed_in(self) -> str:
+        """Precision and products, for people."""
+        return self.precision if self.products is None else f"{self.precision} with products in {self.products}"
+
+    @property
     def recomputation(self) -> Recomputation:
         """What the blocks compute again, once that is decided; see ``train.planning.fitting``."""
         assert self.activation_checkpointing != "auto"
@@ -51,6 +60,10 @@ class ParallelOptions:
             raise InputError(
                 f"checkpointed_blocks={self.checkpointed_blocks} does nothing with activation_checkpointing="
                 f"{self.activation_checkpointing}: use selective, attention or full, or leave it out"
+            )
+        if self.products is not None and self.precision != "bfloat16":
+            raise InputError(
+                f"products={self.products} needs precision=bfloat16, found {self.precision}: leave one of them out"
             )
         if self.offload != "none" and self.zero_stage == 0:
             raise InputError(f"offload={self.offload} does nothing at zero_stage=0: use stage 1 or more")

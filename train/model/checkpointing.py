@@ -27,7 +27,7 @@ Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManage
 ACTIVATION_CHECKPOINTING: tuple[ActivationCheckpointing, ...] = get_args(ActivationCheckpointing)
 """From keeping all to keeping least."""
 
-_PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+_PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "latentmill_float8::linear"})
 _ATTENTION = frozenset(
     {
         "aten::_scaled_dot_product_cudnn_attention",

@@ -14,6 +14,8 @@ from shared.errors import InputError
 from train.model.attention import KeyMask
 from train.model.config import DiTConfig, ModelConfig
 from train.model.positions import timestep_sinusoid
+from train.ops.float8 import WithRows
+from train.ops.float8_linear import float8_linear, float8_linear_gelu
 from train.ops.linear import linear, linear_gelu
 from train.ops.modulation import gate_add_norm_modulate, norm_modulate
 
@@ -39,10 +41,21 @@ class Linear(nn.Linear):
 
     For more dimensions, the linear function that DeepSpeed puts in PyTorch's place under ZeRO stage 3 adds the bias to
     the product in place. Selective checkpointing, which keeps the product, would add it twice.
+
+    Attributes:
+        float8: Whether the product is computed in 8 bits; see :mod:`train.model.float8`.
     """
 
-    def forward(self, x: Float[Tensor, "... I"], *, gelu: bool = False) -> Float[Tensor, "... O"]:
-        """Returns the product with its bias, and with ``gelu`` the tanh-GELU of that."""
+    float8 = False
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "... I"] | WithRows, *, gelu: bool = False
+    ) -> Float[Tensor, "... O"] | WithRows:
+        """Returns the product with its bias, and with ``gelu`` the tanh-GELU of that: in 8 bits too, if that is how
+        products are computed, for the layer that reads it."""
+        if self.float8:
+            return (float8_linear_gelu if gelu else float8_linear)(x, self.weight, self.bias)
+        assert isinstance(x, Tensor)
         return (linear_gelu if gelu else linear)(x, self.weight, self.bias)
 
 
@@ -52,11 +65,12 @@ class Mlp(nn.Module):
     def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
         super().__init__()
         self.fc1: nn.Module = Linear(in_features, hidden_features)
-        self.fc2 = Linear(hidden_features, out_features)
+        self.fc2: nn.Module = Linear(hidden_features, out_features)
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         if isinstance(self.fc1, Linear):
-            return self.fc2(self.fc1(x, gelu=True))
+            h = self.fc1(x, gelu=True)
+            return self.fc2(h.x if isinstance(h, WithRows) and not isinstance(self.fc2, Linear) else h)
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # additions to its weight go before the GELU
 
 

@@ -24,6 +24,19 @@ _CUBIC = tl.constexpr(0.044715)
 
 
 @triton.jit
+def gelu(v):  # type: ignore[no-untyped-def]
+    """GELU(v) of float32."""
+    return v * tl.sigmoid(_TWICE_ROOT * v * (1 + _CUBIC * v * v))
+
+
+@triton.jit
+def gelu_slope(v):  # type: ignore[no-untyped-def]
+    """The derivative of GELU at v, float32."""
+    gate = tl.sigmoid(_TWICE_ROOT * v * (1 + _CUBIC * v * v))
+    return gate + v * gate * (1 - gate) * (_TWICE_ROOT * (1 + 3 * _CUBIC * v * v))
+
+
+@triton.jit
 def _place(first, tile, N, F, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The offsets (ROWS, COLUMNS) of the ``tile`` of columns whose rows begin at ``first``, and which of them exist."""
     rows, columns = first + tl.arange(0, ROWS), tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -44,8 +57,7 @@ def _forward(  # type: ignore[no-untyped-def]
     tile, row = tl.program_id(0) % tiles, tl.program_id(0) // tiles * ROWS
     at, inside = _place(row, tile, N, F, ROWS, COLUMNS)
     v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + _load_bias(bias, tile, F, COLUMNS)
-    gate = tl.sigmoid(_TWICE_ROOT * v * (1 + _CUBIC * v * v))
-    tl.store(out + at, (v * gate).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at, gelu(v).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -60,9 +72,7 @@ def _backward(  # type: ignore[no-untyped-def]
         at, inside = _place(first, tile, end, F, ROWS, COLUMNS)
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + b
         dy = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.sigmoid(_TWICE_ROOT * v * (1 + _CUBIC * v * v))
-        slope = gate + v * gate * (1 - gate) * (_TWICE_ROOT * (1 + 3 * _CUBIC * v * v))
-        dx = (dy * slope).to(x_grad.dtype.element_ty)
+        dx = (dy * gelu_slope(v)).to(x_grad.dtype.element_ty)
         tl.store(x_grad + at, dx, mask=inside)
         total += dx.to(tl.float32)  # as whoever reads it sees it
     columns = tile * COLUMNS + tl.arange(0, COLUMNS)

@@ -4,8 +4,6 @@ The forward pass keeps what autograd has anyway (the residual that the norm read
 of each row. The gradients of shift, scale and gate are sums over the tokens of a group: each program sums its own rows
 in registers, the few sums of the programs are added in a fixed order, so equal inputs give equal gradients.
 
-A row is cut into two powers of two (1152 is 1024 and 128): a tile of 2048 would leave 44 % of its lanes idle.
-
 Letters: B batch, T frames, S tokens of a frame, D width, A + C its two parts; G groups of a sample, R rows at a time.
 """
 
@@ -19,41 +17,12 @@ from torch import Tensor
 from train.ops.launching import Launch
 from train.ops.modulation_op import LAYER_NORM_EPS
 from train.ops.partial_sums_kernels import add_partial_sums
+from train.ops.row_tiles import load_rows, load_vector, row_parts, store_rows, store_vector
 
 FORWARD_ROWS, FORWARD_WARPS = 2, 1
 BACKWARD_WARPS = 2
 _PROGRAMS = 2112
 """About as many in the backward pass: sixteen for each of Hopper's 132 multiprocessors."""
-
-
-@triton.jit
-def _load(at, rows_inside, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows (R, A) and (R, C) in float32; ``at`` (R,) points to where they begin."""
-    left, right = tl.arange(0, A), A + tl.arange(0, C)
-    a = tl.load(at[:, None] + left[None, :], mask=rows_inside[:, None], other=0.0)
-    c = tl.load(at[:, None] + right[None, :], mask=rows_inside[:, None] & (right < D)[None, :], other=0.0)
-    return a.to(tl.float32), c.to(tl.float32)
-
-
-@triton.jit
-def _store(at, a, c, rows_inside, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
-    left, right = tl.arange(0, A), A + tl.arange(0, C)
-    dtype = at.dtype.element_ty
-    tl.store(at[:, None] + left[None, :], a.to(dtype), mask=rows_inside[:, None])
-    tl.store(at[:, None] + right[None, :], c.to(dtype), mask=rows_inside[:, None] & (right < D)[None, :])
-
-
-@triton.jit
-def _load_vector(at, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
-    left, right = tl.arange(0, A), A + tl.arange(0, C)
-    return tl.load(at + left).to(tl.float32), tl.load(at + right, mask=right < D, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_vector(at, a, c, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
-    left, right = tl.arange(0, A), A + tl.arange(0, C)
-    tl.store(at + left, a.to(at.dtype.element_ty))
-    tl.store(at + right, c.to(at.dtype.element_ty), mask=right < D)
 
 
 @triton.jit
@@ -73,14 +42,14 @@ def _forward(  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * R + tl.arange(0, R)
     inside = row < group_rows
     offset = (group.to(tl.int64) * group_rows + row) * D
-    a, c = _load(x + offset, inside, D, A, C)
+    a, c = load_rows(x + offset, inside, D, A, C)
     if HAS_H:
-        ha, hc = _load(h + offset, inside, D, A, C)
+        ha, hc = load_rows(h + offset, inside, D, A, C)
         if HAS_GATE:
-            gate_a, gate_c = _load_vector(gate + b * gate_b + g * gate_g, D, A, C)
+            gate_a, gate_c = load_vector(gate + b * gate_b + g * gate_g, D, A, C)
             ha, hc = ha * gate_a[None, :], hc * gate_c[None, :]
         a, c = a + ha, c + hc
-        _store(residual + offset, a, c, inside, D, A, C)
+        store_rows(residual + offset, a, c, inside, D, A, C)
         dtype = residual.dtype.element_ty
         a, c = a.to(dtype).to(tl.float32), c.to(dtype).to(tl.float32)  # as the backward pass will read it
     if HAS_NORM:
@@ -91,11 +60,11 @@ def _forward(  # type: ignore[no-untyped-def]
         to = statistics + (group.to(tl.int64) * group_rows + row) * 2
         tl.store(to, mean, mask=inside)
         tl.store(to + 1, over_deviation, mask=inside)
-        scale_a, scale_c = _load_vector(scale + b * scale_b + g * scale_g, D, A, C)
-        shift_a, shift_c = _load_vector(shift + b * shift_b + g * shift_g, D, A, C)
+        scale_a, scale_c = load_vector(scale + b * scale_b + g * scale_g, D, A, C)
+        shift_a, shift_c = load_vector(shift + b * shift_b + g * shift_g, D, A, C)
         a = a * (1 + scale_a)[None, :] + shift_a[None, :]
         c = c * (1 + scale_c)[None, :] + shift_c[None, :]
-        _store(out + offset, a, c, inside, D, A, C)
+        store_rows(out + offset, a, c, inside, D, A, C)
 
 
 @triton.jit
@@ -110,26 +79,26 @@ def _backward(  # type: ignore[no-untyped-def]
     first, end = chunk * chunk_rows, tl.minimum((chunk + 1) * chunk_rows, group_rows)
     start = group.to(tl.int64) * group_rows
     if HAS_NORM:
-        scale_a, scale_c = _load_vector(scale + b * scale_b + g * scale_g, D, A, C)
+        scale_a, scale_c = load_vector(scale + b * scale_b + g * scale_g, D, A, C)
         shift_sum_a, shift_sum_c = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
         scale_sum_a, scale_sum_c = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
     if HAS_GATE:
-        gate_a, gate_c = _load_vector(gate + b * gate_b + g * gate_g, D, A, C)
+        gate_a, gate_c = load_vector(gate + b * gate_b + g * gate_g, D, A, C)
         gate_sum_a, gate_sum_c = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
     for row in range(first, end):
         offset = (start + row) * D
         if HAS_RESIDUAL_GRAD:
-            da, dc = _load_vector(residual_grad + offset, D, A, C)
+            da, dc = load_vector(residual_grad + offset, D, A, C)
         else:
             da, dc = tl.zeros((A,), tl.float32), tl.zeros((C,), tl.float32)
         if HAS_BRANCH_GRAD:
-            branch_a, branch_c = _load_vector(branch_grad + offset, D, A, C)
+            branch_a, branch_c = load_vector(branch_grad + offset, D, A, C)
             da, dc = da + branch_a, dc + branch_c
         if HAS_GATE:
-            ha, hc = _load_vector(h + offset, D, A, C)
+            ha, hc = load_vector(h + offset, D, A, C)
         if HAS_NORM:
-            ya, yc = _load_vector(out_grad + offset, D, A, C)
-            xa, xc = _load_vector(residual + offset, D, A, C)
+            ya, yc = load_vector(out_grad + offset, D, A, C)
+            xa, xc = load_vector(residual + offset, D, A, C)
             mean = tl.load(statistics + (start + row) * 2)
             over_deviation = tl.load(statistics + (start + row) * 2 + 1)
             # beyond the width xc is not 0, but yc is
@@ -146,23 +115,18 @@ def _backward(  # type: ignore[no-untyped-def]
             da += (ya - mean - xa * along) * over_deviation
             dc += (yc - mean - xc * along) * over_deviation
         if HAS_NORM or HAS_BRANCH_GRAD:
-            _store_vector(x_grad + offset, da, dc, D, A, C)
+            store_vector(x_grad + offset, da, dc, D, A, C)
         if HAS_GATE:
             gate_sum_a += da * ha
             gate_sum_c += dc * hc
-            _store_vector(h_grad + offset, da * gate_a, dc * gate_c, D, A, C)
+            store_vector(h_grad + offset, da * gate_a, dc * gate_c, D, A, C)
     to = sums + (group.to(tl.int64) * tl.num_programs(0) + chunk) * D
     if HAS_NORM:
-        _store_vector(to, shift_sum_a, shift_sum_c, D, A, C)
-        _store_vector(to + sums_of_one, scale_sum_a, scale_sum_c, D, A, C)
+        store_vector(to, shift_sum_a, shift_sum_c, D, A, C)
+        store_vector(to + sums_of_one, scale_sum_a, scale_sum_c, D, A, C)
         to += 2 * sums_of_one
     if HAS_GATE:
-        _store_vector(to, gate_sum_a, gate_sum_c, D, A, C)
-
-
-def _parts(width: int) -> tuple[int, int]:
-    left = 1 << ((width - 1).bit_length() - 1)  # the largest power of two below the width
-    return left, triton.next_power_of_2(width - left)
+        store_vector(to, gate_sum_a, gate_sum_c, D, A, C)
 
 
 Modulation = tuple[torch.dtype, tuple[int, ...]] | None
@@ -193,7 +157,7 @@ def _forward_launch(
         _forward,
         (triton.cdiv(rows, FORWARD_ROWS), groups),
         (rows, G, *_strides(gate), *_strides(shift), *_strides(scale)),
-        (shape[-1], *_parts(shape[-1]), FORWARD_ROWS, LAYER_NORM_EPS, has_h, gate is not None, shift is not None),
+        (shape[-1], *row_parts(shape[-1]), FORWARD_ROWS, LAYER_NORM_EPS, has_h, gate is not None, shift is not None),
         num_warps=FORWARD_WARPS,
     )
 
@@ -233,7 +197,7 @@ def _backward_launch(
         _backward,
         (chunks, groups),
         (rows, G, chunk_rows, *_strides(gate), *_strides(scale), groups * chunks * D),
-        (D, *_parts(D), has_residual_grad, has_branch_grad, gate is not None, scale is not None),
+        (D, *row_parts(D), has_residual_grad, has_branch_grad, gate is not None, scale is not None),
         num_warps=BACKWARD_WARPS,
     )
     return launch, (num_sums, groups, chunks, D)
