@@ -7,6 +7,7 @@ from shared.errors import InputError, run_entry_point
 
 _BENCHMARKS = {
     "codec_loss": "train.benchmark.codec_loss",
+    "products_loss": "train.benchmark.products_loss",
     "loader": "train.benchmark.loader",
     "images": "train.benchmark.images",
     "stdit": "train.benchmark.stdit",
