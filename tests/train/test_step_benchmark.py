@@ -20,7 +20,7 @@ from train.benchmark.parts import PartTimes
 from train.benchmark.step_report import speed_table, tables, time_table
 from train.benchmark.step_settings import IMAGES, ONLINE, STDIT, WAYS
 from train.benchmark.steps import Bench, StepRow, Timing
-from train.benchmark.variants import FUSED, FUSED_CUDNN, PLAIN, running_as
+from train.benchmark.variants import FUSED, FUSED_CUDNN, FUSED_FLOAT8, PLAIN, running_as
 from train.model import attention, build_model, flash_attention_3, model_config
 from train.parallel.ranks import Ranks
 
@@ -57,6 +57,30 @@ def test_every_variant_of_a_row_is_measured_with_its_parts(
     assert len(list(tmp_path.glob("*.json"))) == 2
 
 
+def test_products_in_8_bits_are_measured_where_there_are_units_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(attention, "installed_packages", lambda: ())
+    monkeypatch.setattr(flash_attention_3, "usable", lambda device: False)
+    for capability, measured in (((8, 0), False), ((8, 9), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        for setting in (STDIT[0], IMAGES[0]):
+            assert (FUSED_FLOAT8 in different_variants(setting, {}, gpu)) == measured
+
+
+def test_the_variant_with_products_in_8_bits_has_them_and_leaves_none_behind() -> None:
+    torch.manual_seed(0)
+    model = build_model(model_config("stdit-xl/2", **TINY))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    inputs = _inputs(16)
+    before = model(*inputs)
+    with running_as(model, FUSED_FLOAT8):
+        within = model(*inputs)
+    assert not torch.equal(within, before)
+    torch.testing.assert_close(within, before, rtol=0, atol=0.2 * before.abs().max().item())
+    assert torch.equal(model(*inputs), before)
+
+
 def test_ours_runs_with_cudnn_too_only_where_it_takes_flash_attention_3(
     ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +91,7 @@ def test_ours_runs_with_cudnn_too_only_where_it_takes_flash_attention_3(
 
     monkeypatch.setattr(flash_attention_3, "usable", lambda device: device.type == "cuda")
     monkeypatch.setattr(attention, "installed_packages", lambda: ())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert with_cudnn() == set()
     monkeypatch.setattr(attention, "installed_packages", lambda: ("flash-attn-3",))
     packed = {f"stdit-xl/2 {size}" for size in ("16x256", "16x512", "64x512", "256x512, 2 GPUs a sample", "1x256")}

@@ -124,11 +124,11 @@ def different_variants(setting: Setting, overrides: dict[str, Any], device: torc
     """
     chosen = attention_of(FUSED, model_config(setting.model, **overrides), setting.latent_size, device)
     same = chosen != "flash-attn-3" and FUSED in setting.variants
-    return [
+    return tuple(
         variant
         for variant in setting.variants
         if not (variant is FUSED_CUDNN and same) and (not variant.float8 or has_float8_units(device))
-    ]
+    )
 
 
 def measure_variant(
