@@ -134,6 +134,16 @@ def an_evaluation_on_two_ranks_is_that_of_one(ranks: Ranks, folder: Path) -> Non
         (folder / "found.json").write_text(json.dumps(lines(config.output)))
 
 
+def products_in_8_bits_of_samples_that_are_shared_are_those_of_one_rank(ranks: Ranks, folder: Path) -> None:
+    config = config_for(ranks, folder, broken=0, products="float8").changed(steps=3)
+    shared = config.changed(output=folder / "shared", sequence_parallel=2, zero_stage=3)
+    for each in (config, shared):
+        train(each, ranks)
+    if ranks.is_first:
+        alone, together = ([line["loss"] for line in lines(each.output)] for each in (config, shared))
+        assert together == pytest.approx(alone, rel=5e-3)
+
+
 def online_config(folder: Path) -> TrainConfig:
     """Returns a small run on clips that it encodes itself."""
     return TrainConfig.of(
