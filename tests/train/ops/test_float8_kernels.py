@@ -96,7 +96,7 @@ def test_a_layer_and_its_gradients_are_those_of_plain_pytorch(size: tuple[int, i
         against_reference, error, allowed = (
             (a.double() - b.double()).norm() / size_of for a, b in ((f.cpu(), r), (f, e), (r.cuda(), e))
         )
-        assert against_reference < 1e-2, f"result {index}: {against_reference:.2e} from plain PyTorch"
+        assert against_reference < 2e-2, f"result {index}: {against_reference:.2e} from plain PyTorch"
         assert error < 1.1 * allowed + 3e-3, f"result {index}: {error:.2e}, plain PyTorch {allowed:.2e}"
 
 
