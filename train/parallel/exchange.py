@@ -124,7 +124,12 @@ class _GatherParts(torch.autograd.Function):
 def _all_to_all(
     x: Tensor, group: Group, dims: tuple[int, int], whole: tuple[int, int], swapped: tuple[bool, bool]
 ) -> Tensor:
-    """Returns what :func:`exchange` does.
+    """Returns what :func:`exchange` does, of the arguments of :class:`Journey`."""
+    return Journey(x, group, dims, whole, swapped, at_once=True).arrived()
+
+
+class Journey:
+    """A tensor on its way: another dimension is being spread over the ranks, by one all-to-all.
 
     Args:
         x: Whole along the first of ``dims``.
@@ -132,21 +137,46 @@ def _all_to_all(
         dims: The dimension that is to be spread, and that which is to be whole.
         whole: Their sizes.
         swapped: Whether the first two dimensions are swapped before x travels, and after.
+        at_once: Whether what is launched next waits for it anyway.
     """
-    scatter, gather = dims
-    x = x.transpose(0, 1) if swapped[0] else x
-    sizes = part_sizes(whole[0], group.size)
-    received_shapes = []
-    for count in part_sizes(whole[1], group.size):
-        shape = list(x.shape)
-        shape[scatter], shape[gather] = sizes[group.rank], count
-        received_shapes.append(shape)
-    sent, sent_numels = _pack(x, scatter, sizes)
-    received_numels = [_numel(shape) for shape in received_shapes]
-    received = x.new_empty(sum(received_numels))
-    if not x.is_meta:
-        dist.all_to_all_single(received, sent, received_numels, sent_numels, group=group.handle)
-    return _unpack(received, received_shapes, received_numels, gather, swapped=swapped[1])
+
+    def __init__(
+        self,
+        x: Tensor,
+        group: Group,
+        dims: tuple[int, int],
+        whole: tuple[int, int],
+        swapped: tuple[bool, bool],
+        *,
+        at_once: bool = False,
+    ) -> None:
+        scatter, self._gather = dims
+        self._swapped = swapped[1]
+        x = x.transpose(0, 1) if swapped[0] else x
+        sizes = part_sizes(whole[0], group.size)
+        self._shapes = []
+        for count in part_sizes(whole[1], group.size):
+            shape = list(x.shape)
+            shape[scatter], shape[self._gather] = sizes[group.rank], count
+            self._shapes.append(shape)
+        self._sent, sent_numels = _pack(x, scatter, sizes)
+        self._numels = [_numel(shape) for shape in self._shapes]
+        self._received = x.new_empty(sum(self._numels))
+        self._work: dist.Work | None = None
+        if not x.is_meta:
+            self._work = dist.all_to_all_single(
+                self._received, self._sent, self._numels, sent_numels, group=group.handle, async_op=not at_once
+            )
+
+    def arrived(self, out: Tensor | None = None) -> Tensor:
+        """Returns what has arrived, whole along the second dimension; the device waits for it, not the host.
+
+        Args:
+            out: Where it is to lie.
+        """
+        if self._work is not None:
+            self._work.wait()
+        return _unpack(self._received, self._shapes, self._numels, self._gather, swapped=self._swapped, out=out)
 
 
 def _pack(x: Tensor, dim: int, sizes: tuple[int, ...]) -> tuple[Tensor, list[int]]:
@@ -166,7 +196,13 @@ def _pack(x: Tensor, dim: int, sizes: tuple[int, ...]) -> tuple[Tensor, list[int
 
 
 def _unpack(
-    packed: Tensor, shapes: Sequence[list[int]], numels: list[int], dim: int, *, swapped: bool = False
+    packed: Tensor,
+    shapes: Sequence[list[int]],
+    numels: list[int],
+    dim: int,
+    *,
+    swapped: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Returns the parts of the given shapes joined along ``dim``, in one pass over them.
 
@@ -174,14 +210,20 @@ def _unpack(
         packed: The parts, end to end.
         shapes: Theirs.
         numels: Their numbers of values.
-        dim: Where they are joined: no copy if all dimensions before it have size 1.
+        dim: Where they are joined: without ``out`` no copy if all dimensions before it have size 1.
         swapped: Whether the first two dimensions are to be swapped; ``dim`` comes after them.
+        out: Where they are to lie.
     """
+    first = 1 if swapped else 0
+    if out is not None:
+        parts = [part.view(shape).transpose(first, 0) for part, shape in zip(packed.split(numels), shapes, strict=True)]
+        for place, part in zip(out.split([part.shape[dim] for part in parts], dim), parts, strict=True):
+            place.copy_(part)
+        return out
     if all(size == 1 for size in shapes[0][:dim]):
         shape = list(shapes[0])
         shape[dim] = sum(part[dim] for part in shapes)
         return packed.view(shape)
-    first = 1 if swapped else 0
     if shapes[0] == shapes[-1]:
         together = packed.view(len(shapes), *shapes[0]).movedim(0, dim)
         return together.transpose(first, 0).flatten(dim, dim + 1)

@@ -41,6 +41,7 @@ from train.parallel.exchange import (
     places_to_frames,
     take_part,
 )
+from train.parallel.pieces import attend_in_pieces, number_of_pieces
 
 _SWAPPED_SHARE = 4 / 18
 """Of the products of a token, 18 D^2 a block, 4 D^2 lie in the attention around which tokens are swapped."""
@@ -163,9 +164,15 @@ class FramesLayout:
         return attend(x)
 
     def along_time(self, x: Float[Tensor, "B T' S D"], attend: Attend) -> Float[Tensor, "B T' S D"]:
-        x = frames_to_places(x, self._group, self._frames)  # (T, B, S', D)
-        along = _attend_something(x.flatten(1, 2).unsqueeze(0), 2, attend)  # places of all samples are one sample's
-        return places_to_frames(along.view(x.shape), self._group, self._frame_tokens)
+        def attend_all(x: Float[Tensor, "T B s D"]) -> Float[Tensor, "T B s D"]:
+            places = x.flatten(1, 2).unsqueeze(0)  # those of all samples, as one sample's
+            return _attend_something(places, 2, attend).view(x.shape)
+
+        num_pieces = number_of_pieces(x.shape[0], self._frames, self._frame_tokens, self._group)
+        if num_pieces > 1:
+            return attend_in_pieces(x, self._group, self._frames, num_pieces, attend_all)
+        along = attend_all(frames_to_places(x, self._group, self._frames))
+        return places_to_frames(along, self._group, self._frame_tokens)
 
     def along_all(self, qkv: Float[Tensor, "B T' S 3 H P"], attend: AttendHeads) -> Float[Tensor, "B T' S H P"]:
         return _attend_by_heads(self._group, qkv, attend, dim=1, total=self._frames)

@@ -14,6 +14,7 @@ TRAINING_CHECKS = [
     "a_step_that_is_not_finite_on_one_rank_is_taken_by_none",
     "the_average_can_take_the_models_place",
     "recomputing_activations_changes_nothing",
+    "swapping_places_in_pieces_changes_nothing",
     "offloading_changes_nothing",
     "a_run_goes_on_with_other_ranks",
 ]

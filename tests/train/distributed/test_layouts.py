@@ -1,13 +1,16 @@
 """The layouts of sequence parallelism, on two ranks and, slow, on three: heads and parts of unequal numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train.distributed.check_names import LAYOUT_CHECKS, LAYOUT_MODULE
 from tests.train.distributed.launch import run_checks
+from train.parallel import pieces
 from train.parallel.exchange import Group, _pack, _unpack, part_sizes
 from train.parallel.sequence import FramesLayout
 
@@ -51,8 +54,12 @@ class _Copies(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("piece_tokens", [pieces.PIECE_TOKENS, 0], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("size", [(1, 4, 6), (3, 4, 6), (1, 5, 7), (3, 5, 7)], ids=str)
-def test_around_attention_along_time_tokens_are_copied_once_an_exchange(size: tuple[int, int, int]):
+def test_around_attention_along_time_tokens_are_copied_once_an_exchange(
+    size: tuple[int, int, int], piece_tokens: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", piece_tokens)
     layout = FramesLayout(Group(None, 0, 2), *size[1:])
     x = torch.empty(size[0], part_sizes(size[1], 2)[0], size[2], 8, device="meta", requires_grad=True)
     with _Copies() as forward:
@@ -62,3 +69,45 @@ def test_around_attention_along_time_tokens_are_copied_once_an_exchange(size: tu
     assert out.is_contiguous()
     assert gradient.is_contiguous()
     assert forward.numel == backward.numel == 2 * x.numel()
+
+
+def test_one_piece_is_under_way_while_another_is_computed_in_the_backward_pass_too(monkeypatch: pytest.MonkeyPatch):
+    events: list[str] = []
+
+    class Recorded(pieces.Journey):
+        def __init__(self, x: Tensor, *rest: Any) -> None:
+            super().__init__(x, *rest)
+            events.append("sent")
+
+        def arrived(self, *rest: Any) -> Tensor:
+            events.append("arrived")
+            return super().arrived(*rest)
+
+    class Computed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            events.append("computed")
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            events.append("computed")
+            return gradient * 2
+
+    monkeypatch.setattr(pieces, "Journey", Recorded)
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", 0)
+    layout = FramesLayout(Group(None, 0, 2), 4, 8)
+    x = torch.empty(1, 2, 8, 8, device="meta", requires_grad=True)
+    out = layout.along_time(x, Computed.apply)
+    one_way = ["sent", "sent", "arrived", "computed", "sent", "arrived", "computed", "sent", "arrived", "arrived"]
+    assert events == one_way
+    events.clear()
+    out.sum().backward()
+    assert events == one_way
+
+
+def test_few_tokens_or_places_are_swapped_at_once():
+    group = Group(None, 0, 2)
+    assert pieces.number_of_pieces(1, 256, 1024, group) == 2
+    assert pieces.number_of_pieces(1, 16, 1024, group) == 1
+    assert pieces.number_of_pieces(8, 4096, 3, group) == 1

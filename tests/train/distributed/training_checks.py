@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,19 @@ def recomputing_activations_changes_nothing(ranks: Ranks, _folder: Path) -> None
     for name, amount in amounts:
         found = trained(ranks, name, zero_stage=3, sequence_parallel=ranks.world_size, activation_checkpointing=amount)
         require_same(found, reference(name, ranks.device), what=f"{name}, {amount}")
+
+
+def swapping_places_in_pieces_changes_nothing(ranks: Ranks, _folder: Path) -> None:
+    with mock.patch("train.parallel.pieces.PIECE_TOKENS", 0):
+        for name, stage, amount in (
+            ("stdit-ti/2", 2, "none"),
+            ("stdit3-ti/2", 2, "full"),
+            ("stdit-ti/2", 3, "selective"),
+            ("stdit-ti/2", 3, "attention"),
+        ):
+            options = {"sequence_parallel": ranks.world_size, "activation_checkpointing": amount}
+            found = trained(ranks, name, zero_stage=stage, **options)
+            require_same(found, reference(name, ranks.device), what=f"{name} at stage {stage}, {amount}")
 
 
 def bfloat16_keeps_float32_masters_at_every_stage(ranks: Ranks, _folder: Path) -> None:
