@@ -124,7 +124,7 @@ def bias_gelu_rows(x: Float[Tensor, "N K"], bias: Float[Tensor, " K"]) -> tuple[
 def bias_gelu_backward_rows(
     grad: Float[Tensor, "N K"], x: Float[Tensor, "N K"], bias: Float[Tensor, " K"]
 ) -> tuple[Float[Tensor, "N K"], Float8Rows, Float[Tensor, " K"]]:
-    """Returns the gradient of x, the same in 8 bits, and that of the bias, in one pass on a GPU.
+    """Returns the gradient of x, the same in 8 bits, and that of the bias.
 
     Args:
         grad: Of :func:`bias_gelu_rows`'s first result; contiguous.

@@ -1,5 +1,6 @@
 """The Triton kernels that convert to 8 bits, each in one pass: rows as they are, rows with the sums over them, rows
-behind a bias and a GELU or its gradient, and the columns of a weight.
+behind a bias and a GELU, and the columns of a weight. Behind GELU's gradient conversion is a pass of its own: one
+kernel with whole rows of all that it reads, and sums, was slower than both (docs/performance_notes.md).
 
 A program holds whole rows, so that it knows a row's greatest value before it writes: nothing is read twice. A weight's
 columns are the exception; it is small enough for the second reading to come from the cache.
@@ -16,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.ops import float8
+from train.ops import float8, gelu_kernels
 from train.ops.float8 import Float8Rows, empty_rows
-from train.ops.gelu_kernels import gelu, gelu_slope
+from train.ops.gelu_kernels import gelu
 from train.ops.launching import Launch
 from train.ops.partial_sums_kernels import add_partial_sums
 from train.ops.row_tiles import load_rows, load_vector, row_parts, store_rows, store_vector
@@ -78,25 +79,15 @@ def _convert(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _convert_and_sum(  # type: ignore[no-untyped-def]
-    grad, x, bias, x_grad, values, scales, sums, N, chunk_rows,
-    D: tl.constexpr, A: tl.constexpr, C: tl.constexpr, R: tl.constexpr, HAS_GELU: tl.constexpr,
-):  # fmt: skip
+    x, values, scales, sums, N, chunk_rows, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr, R: tl.constexpr
+):
     chunk = tl.program_id(0)
     end = tl.minimum((chunk + 1) * chunk_rows, N)
     sum_a, sum_c = tl.zeros((R, A), tl.float32), tl.zeros((R, C), tl.float32)
-    if HAS_GELU:
-        bias_a, bias_c = load_vector(bias, D, A, C)
     for first in range(chunk * chunk_rows, end, R):
         row = first + tl.arange(0, R)
         inside = row < end
-        offset = row.to(tl.int64) * D
-        a, c = load_rows(grad + offset, inside, D, A, C)
-        if HAS_GELU:
-            va, vc = load_rows(x + offset, inside, D, A, C)
-            dtype = x_grad.dtype.element_ty
-            a = (a * gelu_slope(va + bias_a[None, :])).to(dtype).to(tl.float32)
-            c = (c * gelu_slope(vc + bias_c[None, :])).to(dtype).to(tl.float32)
-            store_rows(x_grad + offset, a, c, inside, D, A, C)
+        a, c = load_rows(x + row.to(tl.int64) * D, inside, D, A, C)
         sum_a += a
         sum_c += c
         _store_converted(values, scales, row, a, c, inside, D, A, C)
@@ -132,12 +123,12 @@ def _convert_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int, 
 
 
 @lru_cache(maxsize=1024)
-def _sums_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int, has_gelu: bool) -> tuple[Launch, int]:
+def _sums_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int) -> tuple[Launch, int]:
     """Returns the launch, and how many programs share the rows."""
     rows, warps = (SUMS_NARROW_ROWS, SUMS_NARROW_WARPS) if D <= WIDE else (SUMS_WIDE_ROWS, SUMS_WIDE_WARPS)
     chunk_rows = triton.cdiv(triton.cdiv(N, rows), SUMS_PROGRAMS) * rows
     chunks = triton.cdiv(N, chunk_rows)
-    launch = Launch(_convert_and_sum, (chunks,), (N, chunk_rows), (D, *row_parts(D), rows, has_gelu), num_warps=warps)
+    launch = Launch(_convert_and_sum, (chunks,), (N, chunk_rows), (D, *row_parts(D), rows), num_warps=warps)
     return launch, chunks
 
 
@@ -168,20 +159,17 @@ def bias_gelu_rows(x: Tensor, bias: Tensor) -> tuple[Tensor, Float8Rows]:
 
 def to_rows_and_sums(x: Tensor) -> tuple[Float8Rows, Tensor]:
     """Returns contiguous x (N, D) in 8 bits, and its sums (D,) over the rows, in its type."""
-    launch, chunks = _sums_launch(x.device, x.dtype, *x.shape, False)
+    launch, chunks = _sums_launch(x.device, x.dtype, *x.shape)
     rows = empty_rows(x, *x.shape)
     sums = x.new_empty((1, chunks, x.shape[1]), dtype=torch.float32)
-    launch(x, None, None, None, *rows, sums)
+    launch(x, *rows, sums)
     return rows, add_partial_sums(sums, x.new_empty((x.shape[1],)))
 
 
 def bias_gelu_backward_rows(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Float8Rows, Tensor]:
     """Returns the gradient of x (N, D), the same in 8 bits, and that of the bias."""
-    launch, chunks = _sums_launch(x.device, x.dtype, *x.shape, True)
-    x_grad, rows = torch.empty_like(x), empty_rows(x, *x.shape)
-    sums = x.new_empty((1, chunks, x.shape[1]), dtype=torch.float32)
-    launch(grad, x, bias, x_grad, *rows, sums)
-    return x_grad, rows, add_partial_sums(sums, torch.empty_like(bias))
+    x_grad, bias_grad = gelu_kernels.backward(grad, x, bias)
+    return x_grad, to_rows(x_grad), bias_grad
 
 
 def transposed_to_rows(weight: Tensor) -> Float8Rows:
