@@ -37,9 +37,10 @@ def _forward(  # type: ignore[no-untyped-def]
     D: tl.constexpr, A: tl.constexpr, C: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
     HAS_H: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(1)
+    tiles = tl.cdiv(group_rows, R)
+    group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     b, g = (group // G).to(tl.int64), group % G
-    row = tl.program_id(0) * R + tl.arange(0, R)
+    row = tile * R + tl.arange(0, R)
     inside = row < group_rows
     offset = (group.to(tl.int64) * group_rows + row) * D
     a, c = load_rows(x + offset, inside, D, A, C)
@@ -74,7 +75,8 @@ def _backward(  # type: ignore[no-untyped-def]
     D: tl.constexpr, A: tl.constexpr, C: tl.constexpr,
     HAS_RESIDUAL_GRAD: tl.constexpr, HAS_BRANCH_GRAD: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    group, chunk = tl.program_id(1), tl.program_id(0)
+    chunks = tl.cdiv(group_rows, chunk_rows)
+    group, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     b, g = (group // G).to(tl.int64), group % G
     first, end = chunk * chunk_rows, tl.minimum((chunk + 1) * chunk_rows, group_rows)
     start = group.to(tl.int64) * group_rows
@@ -120,7 +122,7 @@ def _backward(  # type: ignore[no-untyped-def]
             gate_sum_a += da * ha
             gate_sum_c += dc * hc
             store_vector(h_grad + offset, da * gate_a, dc * gate_c, D, A, C)
-    to = sums + (group.to(tl.int64) * tl.num_programs(0) + chunk) * D
+    to = sums + tl.program_id(0).to(tl.int64) * D
     if HAS_NORM:
         store_vector(to, shift_sum_a, shift_sum_c, D, A, C)
         store_vector(to + sums_of_one, scale_sum_a, scale_sum_c, D, A, C)
@@ -155,7 +157,7 @@ def _forward_launch(
     groups, rows = _groups(shape, G)
     return Launch(
         _forward,
-        (triton.cdiv(rows, FORWARD_ROWS), groups),
+        (triton.cdiv(rows, FORWARD_ROWS) * groups,),  # along one axis: others take 65,535 at most
         (rows, G, *_strides(gate), *_strides(shift), *_strides(scale)),
         (shape[-1], *row_parts(shape[-1]), FORWARD_ROWS, LAYER_NORM_EPS, has_h, gate is not None, shift is not None),
         num_warps=FORWARD_WARPS,
@@ -195,7 +197,7 @@ def _backward_launch(
     num_sums = (2 if scale is not None else 0) + (1 if gate is not None else 0)
     launch = Launch(
         _backward,
-        (chunks, groups),
+        (chunks * groups,),
         (rows, G, chunk_rows, *_strides(gate), *_strides(scale), groups * chunks * D),
         (D, *row_parts(D), has_residual_grad, has_branch_grad, gate is not None, scale is not None),
         num_warps=BACKWARD_WARPS,

@@ -161,7 +161,12 @@ def modulated_residual(
 
     The sum is not to be read without h, the norm not without shift and scale. Whoever reads the sum at two places takes
     one each, so that nobody has to add the gradients in a pass of its own.
+
+    Raises:
+        TypeError: if x and h are of two types; those of the modulation may be of others.
     """
+    if h is not None and h.dtype != x.dtype:
+        raise TypeError(f"x is {x.dtype} and what is added to it {h.dtype}: the kernels take one type; convert one")
     x, h = x.contiguous(), None if h is None else h.contiguous()
     if launches_directly(x):
         return _ModulatedResidual.apply(x, h, gate, shift, scale)

@@ -17,17 +17,18 @@ _TILE = 4096
 def _add(  # type: ignore[no-untyped-def]
     partial, out, N, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    tiles = tl.cdiv(width, COLUMNS)
+    group, tile = (tl.program_id(0) // tiles).to(tl.int64), (tl.program_id(0) % tiles).to(tl.int64)
+    columns = tile * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
-    start = partial + tl.program_id(1).to(tl.int64) * N * width + columns
+    start = partial + group * N * width + columns
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, N, ROWS):
         rows = first + tl.arange(0, ROWS)
         total += tl.load(
             start[None, :] + rows[:, None].to(tl.int64) * width, mask=(rows < N)[:, None] & inside[None, :], other=0.0
         )
-    to = out + tl.program_id(1).to(tl.int64) * width + columns
-    tl.store(to, tl.sum(total, 0).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + group * width + columns, tl.sum(total, 0).to(out.dtype.element_ty), mask=inside)
 
 
 @lru_cache(maxsize=1024)
@@ -35,7 +36,8 @@ def _launch(_device: torch.device, _dtype: torch.dtype, shape: tuple[int, int, i
     groups, num_partial, width = shape
     rows = min(64, triton.next_power_of_2(num_partial))
     columns = min(_TILE // rows, 1024)
-    return Launch(_add, (triton.cdiv(width, columns), groups), (num_partial, width), (rows, columns), num_warps=4)
+    programs = triton.cdiv(width, columns) * groups  # along one axis: others take 65,535 at most
+    return Launch(_add, (programs,), (num_partial, width), (rows, columns), num_warps=4)
 
 
 def add_partial_sums(partial: Tensor, out: Tensor) -> Tensor:

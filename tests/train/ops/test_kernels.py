@@ -80,7 +80,9 @@ def test_attention_along_time_and_its_gradients_are_right(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "size", [(2, 3, 50, 1152, 1), (3, 4, 7, 1152, 4), (1, 5, 3, 100, 5), (2, 1, 257, 1872, 1)], ids=str
+    "size",
+    [(2, 3, 50, 1152, 1), (3, 4, 7, 1152, 4), (1, 5, 3, 100, 5), (2, 1, 257, 1872, 1), (2, 33_000, 1, 32, 33_000)],
+    ids=str,
 )
 @pytest.mark.parametrize("name", ["norm", "gate", "gate, read twice", "gate and norm", "addition and norm"])
 def test_modulation_and_its_gradients_are_right(name: str, size: tuple[int, ...], dtype: torch.dtype) -> None:

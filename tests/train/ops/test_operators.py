@@ -62,6 +62,14 @@ def test_modulation_keeps_the_residual_and_two_statistics_a_token(groups: int) -
     assert _kept_bytes(both, x, h, gate, shift, scale) == statistics + 2 * 3 * 5 * 64 * 2
 
 
+def test_what_is_added_in_another_type_is_refused_and_modulation_in_another_is_not() -> None:
+    x, h = _empty(2, 3, 5, 64), _empty(2, 3, 5, 64, dtype=torch.float32)
+    shift, scale, gate = (_empty(2, 1, 64, dtype=torch.float32) for _ in range(3))
+    with pytest.raises(TypeError, match=r"x is torch\.bfloat16 and what is added to it torch\.float32"):
+        gate_add_norm_modulate(x, h, gate, shift, scale)
+    assert {t.dtype for t in gate_add_norm_modulate(x, x, gate, shift, scale)} == {torch.bfloat16}
+
+
 def test_norms_of_queries_and_keys_keep_their_input_alone_and_leave_values_in_it() -> None:
     qkv, q_weight, k_weight = _empty(10, 3, 4, 72), _empty(72), _empty(72)
     q, k, v = qk_norm(qkv, q_weight, k_weight)
