@@ -42,8 +42,8 @@ def _forward(  # type: ignore[no-untyped-def]
     H: tl.constexpr, P: tl.constexpr, A: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     RAGGED: tl.constexpr, ONE_TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    share = tl.program_id(0)
-    b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
+    share = tl.program_id(1)
+    b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     num_keys = _num_keys(borders, b, M, RAGGED)
     if ONE_TILE:
         valid = tl.arange(0, KEYS) < num_keys
@@ -84,7 +84,7 @@ def _forward(  # type: ignore[no-untyped-def]
         total = tl.where(some, total, 1.0)
         store_rows(out + offset, oa / total[:, None], oc / total[:, None], inside, P, A, C)
         log_total = tl.where(some, greatest, 0.0) + tl.log2(total)
-        tl.store(sums + tl.program_id(1) * N + rows, log_total, mask=inside)
+        tl.store(sums + tl.program_id(0).to(tl.int64) * N + rows, log_total, mask=inside)
 
 
 @triton.jit
@@ -93,8 +93,8 @@ def _backward(  # type: ignore[no-untyped-def]
     H: tl.constexpr, P: tl.constexpr, A: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     RAGGED: tl.constexpr, ONE_TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    share = tl.program_id(0)
-    b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
+    share = tl.program_id(1)
+    b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     num_keys = _num_keys(borders, b, M, RAGGED)
     first, end = share * share_rows, tl.minimum((share + 1) * share_rows, N)
     for begin in range(0, M, KEYS):
@@ -113,7 +113,7 @@ def _backward(  # type: ignore[no-untyped-def]
             qa, qc = load_rows(q + offset, inside, P, A, C)
             ga, gc = load_rows(grad + offset, inside, P, A, C)
             # by key and query, so that weights are operands of the next products as they are
-            log_total = tl.load(sums + tl.program_id(1) * N + rows, mask=inside, other=0.0)
+            log_total = tl.load(sums + tl.program_id(0).to(tl.int64) * N + rows, mask=inside, other=0.0)
             scores = dot_add(kc, tl.trans(qc), dot(ka, tl.trans(qa), PRECISION), PRECISION) * (scale * _LOG2_E)
             weights = tl.where(valid[:, None], tl.exp2(scores - log_total[None, :]), 0.0)
             rounded = weights.to(ka.dtype)
@@ -169,7 +169,7 @@ def _launch(
     keys = min(TILE_KEYS, max(16, triton.next_power_of_2(num_keys)))
     launch = Launch(
         kernel,
-        (num_shares, B * H),
+        (B * H, num_shares),  # in this order: the second axis takes 65,535 at most
         (N, num_keys, 1 / math.sqrt(P), share_rows, *(() if is_forward else (B,))),
         (H, P, *head_parts(P), rows, keys, borders is not None, keys >= num_keys, precision(dtype)),
         num_warps=warps,

@@ -86,7 +86,12 @@ def caption_attention(q: Tensor, kv: Tensor, borders: Tensor | None) -> Tensor:
         kv: Keys and values (B, M, 2, H, P), a sample's valid ones first.
         borders: (2 B + 1,) int32: where, of all samples' keys end to end, those that are valid and those that are not
             begin, in turn; and the end. None: all are valid.
+
+    Raises:
+        TypeError: if queries are of another type than keys and values.
     """
+    if q.dtype != kv.dtype:
+        raise TypeError(f"queries are {q.dtype}, keys and values {kv.dtype}: the kernels take one type; convert one")
     q, kv = q.contiguous(), kv.contiguous()
     out: Tensor
     if launches_directly(q):

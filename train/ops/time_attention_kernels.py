@@ -227,7 +227,7 @@ def _backward(  # type: ignore[no-untyped-def]
 
 
 Types = tuple[torch.dtype | None, ...]
-"""Of the norms of queries and of keys, and of the angles; None for what there is not."""
+"""Of the norms of queries and of keys, of cosines and of sines; None for what there is not."""
 
 
 def _types(*tensors: Tensor | None) -> Types:
@@ -240,15 +240,15 @@ def _launch(
 ) -> tuple[Launch, int]:
     """Returns the launch, and its number of programs."""
     B, T, S, _, H, P = shape
+    q_norm, k_norm, rope, _ = (each is not None for each in types)
     group = TILE_ROWS // T
     programs = triton.cdiv(B * S * H, group)
     launch = Launch(
         kernel,
         (programs,),
         (B * S * H, S, 1 / math.sqrt(P)),
-        (T, H, P, *head_parts(P), group, TILE_ROWS, RMS_NORM_EPS, *(each is not None for each in types),
-         precision(dtype)),
-        num_warps=WARPS_OF_LARGE_PRODUCTS if T > 32 and not any(types) else WARPS,
+        (T, H, P, *head_parts(P), group, TILE_ROWS, RMS_NORM_EPS, q_norm, k_norm, rope, precision(dtype)),
+        num_warps=WARPS_OF_LARGE_PRODUCTS if T > 32 and not (q_norm or k_norm or rope) else WARPS,
     )  # fmt: skip
     return launch, programs
 
@@ -259,7 +259,7 @@ def forward(
     """Returns the attention (B, T, S, H, P) of contiguous ``qkv`` (B, T, S, 3, H, P)."""
     B, T, S, _, H, P = shape = qkv.shape
     out = qkv.new_empty((B, T, S, H, P))
-    launch, _ = _launch(_forward, qkv.device, qkv.dtype, shape, _types(q_norm, k_norm, cosines))
+    launch, _ = _launch(_forward, qkv.device, qkv.dtype, shape, _types(q_norm, k_norm, cosines, sines))
     launch(qkv, q_norm, k_norm, cosines, sines, out)
     return out
 
@@ -274,7 +274,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the gradients of ``qkv``, and of the norms' weights (2, P), float32; None without norms."""
     shape = qkv.shape
-    launch, programs = _launch(_backward, qkv.device, qkv.dtype, shape, _types(q_norm, k_norm, cosines))
+    launch, programs = _launch(_backward, qkv.device, qkv.dtype, shape, _types(q_norm, k_norm, cosines, sines))
     qkv_grad, norm_grads = torch.empty_like(qkv), None
     has_norms = q_norm is not None or k_norm is not None
     if has_norms or cosines is not None:

@@ -107,7 +107,7 @@ def test_modulation_and_its_gradients_are_right(name: str, size: tuple[int, ...]
 @pytest.mark.parametrize(
     ("size", "lengths"),
     [((2, 300, 120, 3, 72), (120, 7)), ((2, 130, 300, 2, 72), (300, 129)), ((1, 64, 20, 2, 64), None),
-     ((1, 1000, 77, 2, 104), (1,))],
+     ((1, 1000, 77, 2, 104), (1,)), ((2050, 3, 5, 32, 32), None)],
     ids=str,
 )  # fmt: skip
 def test_attention_to_captions_and_its_gradients_are_right(

@@ -51,6 +51,12 @@ def test_attention_to_captions_keeps_its_output_and_a_sum_for_each_query_and_hea
     assert _kept_bytes(out, q, kv) <= 2 * 50 * 4 * 72 * 2 + 2 * 50 * 4 * 4 + 5 * 4
 
 
+def test_queries_of_another_type_than_the_captions_are_refused() -> None:
+    q, kv = _empty(2, 50, 4, 72), _empty(2, 20, 2, 4, 72, dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"queries are torch\.bfloat16, keys and values torch\.float32"):
+        caption_attention(q, kv, None)
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_modulation_keeps_the_residual_and_two_statistics_a_token(groups: int) -> None:
     x, h = _empty(2, 3, 5, 64), _empty(2, 3, 5, 64)
