@@ -139,11 +139,14 @@ def run_probe(config: ProbeConfig) -> ProbeReport:
     """Probes a manifest's clips into a store.
 
     Raises:
-        InputError: for what the user gave: manifest, columns, store, cluster.
+        InputError: for what the user gave: manifest, columns, store, cluster; and if there is nothing to look at.
     """
     manifest = read_manifest(
         resolved_url(config.manifest), columns=parse_mapping(config.columns), ignore=config.ignore_columns
     )
+    manifest.require_usable(config.manifest)
+    if not manifest.table.num_rows:
+        raise InputError(f"manifest {config.manifest}: it names no clip: expected at least one row")
     probes = Probes.open(open_store(written_url("probes", config.probes)))
     with cluster.joined_cluster(config.address):
         watch = Watch(Dashboard().note)

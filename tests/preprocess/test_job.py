@@ -175,9 +175,13 @@ def test_one_more_clip_costs_one_more_clip(
     assert before.items() < shards(cache).items()
 
 
-def test_probing_counts_the_rows_that_name_no_clip_to_encode(ray_head: RayHead, tmp_path: Path) -> None:
+def test_probing_counts_the_rows_that_name_no_clip_to_encode(
+    ray_head: RayHead, clips_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "no_text_beside_it.mp4").touch()
+    shutil.copy(clips_folder / "bird_portrait.mp4", tmp_path / "clips" / "bird.mp4")
+    (tmp_path / "clips" / "bird.txt").write_text("A bird.")
     command = [
         sys.executable,
         "-m",
@@ -190,7 +194,7 @@ def test_probing_counts_the_rows_that_name_no_clip_to_encode(ray_head: RayHead, 
     probed = subprocess.run(command, cwd=ROOT, env=ray_head.environment, capture_output=True, text=True, check=False)
     assert probed.returncode == 0, probed.stderr
     rows = dict(line.rsplit(maxsplit=1) for line in probed.stdout.splitlines() if line)
-    assert (rows["manifest rows"], rows["rows refused"], rows["  no_caption"], rows["clips"]) == ("1", "1", "1", "0")
+    assert (rows["manifest rows"], rows["rows refused"], rows["  no_caption"], rows["clips"]) == ("2", "1", "1", "1")
 
 
 def test_inside_a_ray_job_a_relative_output_is_refused(preprocess: Command, clips_folder: Path) -> None:

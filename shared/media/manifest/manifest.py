@@ -88,15 +88,15 @@ class Manifest:
             shown: What to call the manifest.
 
         Raises:
-            InputError: if each row was refused, naming the most common reason and a row of it.
+            InputError: if each row was refused, counted by reason, with a row of the most common one.
         """
         if self.table.num_rows or not self.refused:
             return
-        reasons = Counter(row.reason for row in self.refused)
-        reason, number = reasons.most_common(1)[0]
-        example = next(row for row in self.refused if row.reason == reason)
+        reasons = Counter(row.reason for row in self.refused).most_common()
+        counts = ", ".join(f"{number:,} {reason}" for reason, number in reasons)
+        example = next(row for row in self.refused if row.reason == reasons[0][0])
         raise InputError(
-            f"manifest {shown}: none of its {counted(self.num_rows, 'row')} can be used: {number} {reason}, e.g. "
+            f"manifest {shown}: none of its {counted(self.num_rows, 'row')} can be used: {counts}, e.g. "
             f"{example.source}: {example.detail}: expected the path of a clip and a text in each, in a folder a .txt "
             "beside each clip"
         )
