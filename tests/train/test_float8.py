@@ -4,14 +4,23 @@ import json
 
 import pytest
 import torch
+from torch import Tensor
 
 from shared.errors import InputError
 from tests.train.small_models import KINDS, inputs, small_model
 from train.building import build_model
 from train.config import ParallelOptions
-from train.model import model_config
+from train.model import blocks, dit, model_config, stdit
 from train.model.checkpointing import Recomputation
-from train.model.float8 import compute_in_float8, require_float8_units, require_float8_widths, token_products
+from train.model.float8 import (
+    TOKEN_PRODUCTS,
+    compute_in_float8,
+    require_float8_units,
+    require_float8_widths,
+    token_products,
+)
+from train.ops import float8_linear
+from train.ops.float8 import rows_reference
 from train.planning.dry_run import describe
 from train.setup import check_run
 from train.trainer import train
@@ -39,6 +48,40 @@ def test_the_products_over_tokens_are_in_8_bits_and_no_others(kind):
     assert 0.002 < ((rounded - exact).norm() / exact.norm()).item() < 0.1
     compute_in_float8(model, wanted=False)
     assert torch.equal(model(**inputs(kind)), exact)
+
+
+def _results(kind: str, *, compiled: bool = False) -> list[Tensor]:
+    """Returns what a model computes in 8 bits, and its gradients."""
+    model = small_model(kind)
+    compute_in_float8(model)
+    for block in model.transformer_blocks() if compiled else ():
+        block.compile(backend="eager", fullgraph=True)
+    out = model(**inputs(kind))
+    out.square().mean().backward()
+    return [out.detach(), *(parameter.grad for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_converted_by_what_writes_them_and_read_so_by_the_product_behind(kind, monkeypatch):
+    converted = []
+    monkeypatch.setattr(float8_linear, "to_rows", lambda x: converted.append(x) or rows_reference(x))
+    found = _results(kind)
+    layers = [name for name, module in small_model(kind).named_modules() if "blocks." in name]
+    products = [name for name in layers if name.endswith(TOKEN_PRODUCTS)]
+    by_products = [name for name in products if name.endswith(".proj")]  # what attention gives
+    by_products += ["blocks.0.attn_temp.qkv"] * kind.startswith("stdit-")  # positions are added in between
+    assert len(converted) == len(products) + len(by_products)  # weights, and inputs
+
+    for module in (blocks, dit, stdit):
+        monkeypatch.setattr(module, "rows_for", lambda reader, x: None)
+    for one, other in zip(found, _results(kind), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_blocks_with_products_in_8_bits_compile_whole():
+    torch.compiler.reset()
+    for one, other in zip(_results("stdit-ti/2"), _results("stdit-ti/2", compiled=True), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["selective", "attention", "full"])

@@ -2,7 +2,8 @@
 """Attention with its weights: within a frame, along time, among all tokens, and to the caption.
 
 Each asks the layout to bring together the tokens that must meet. The parameters' names are those of the published
-weights.
+weights. Tokens that come in 8 bits too (``rows``, see :func:`train.model.layers.rows_for`) are read so where the layout
+leaves them in their places.
 
 Letters: B batch, T frames, S tokens of a frame, N tokens, L caption tokens, D width, H heads, P head width.
 """
@@ -15,6 +16,7 @@ from train.model.config import ModelConfig
 from train.model.layers import Linear
 from train.model.layout import TokenLayout
 from train.model.long_time_attention import is_long, long_time_attention
+from train.ops.float8 import Float8Rows, with_rows
 from train.ops.qk_norm import qk_norm
 from train.ops.qk_norm_op import RMS_NORM_EPS
 from train.ops.time_attention import time_attention
@@ -46,13 +48,15 @@ class SelfAttention(nn.Module):
 class SpaceAttention(SelfAttention):
     """Attention among the tokens of each frame."""
 
-    def forward(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float[Tensor, "B T S D"]:
-        return layout.along_space(x, self._within_frames)
+    def forward(
+        self, x: Float[Tensor, "B T S D"], layout: TokenLayout, rows: Float8Rows | None = None
+    ) -> Float[Tensor, "B T S D"]:
+        def within_frames(tokens: Tensor) -> Tensor:
+            B, T, S, _ = tokens.shape
+            qkv = self.qkv(with_rows(tokens, rows if tokens is x else None)).view(B * T, S, 3, self.num_heads, -1)
+            return self.proj(self.attend(qkv).reshape(tokens.shape))
 
-    def _within_frames(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
-        B, T, S, _ = x.shape
-        qkv = self.qkv(x).view(B * T, S, 3, self.num_heads, -1)
-        return self.proj(self.attend(qkv).reshape(x.shape))
+        return layout.along_space(x, within_frames)
 
 
 class TimeAttention(SelfAttention):
@@ -62,6 +66,7 @@ class TimeAttention(SelfAttention):
         self,
         x: Float[Tensor, "B T S D"],
         layout: TokenLayout,
+        rows: Float8Rows | None = None,
         *,
         positions: Float[Tensor, "1 T 1 D"] | None = None,
         rope: Rope | None = None,
@@ -71,14 +76,16 @@ class TimeAttention(SelfAttention):
         Args:
             x: Tokens.
             layout: Where they lie.
+            rows: They in 8 bits.
             positions: Added to the tokens of all frames first.
             rope: Angles of all frames by which queries and keys are turned.
         """
         q_norm = None if self.q_norm is None else self.q_norm.weight
         k_norm = None if self.k_norm is None else self.k_norm.weight
 
-        def along_time(x: Tensor) -> Tensor:
-            qkv = self.qkv(x if positions is None else x + positions).view(*x.shape[:3], 3, self.num_heads, -1)
+        def along_time(tokens: Tensor) -> Tensor:
+            read = with_rows(tokens, rows if tokens is x else None) if positions is None else tokens + positions
+            qkv = self.qkv(read).view(*tokens.shape[:3], 3, self.num_heads, -1)
             if is_long(qkv):
                 out = long_time_attention(qkv, q_norm=q_norm, k_norm=k_norm, rope=rope, backend=self.backend)
             else:
@@ -91,8 +98,10 @@ class TimeAttention(SelfAttention):
 class FullAttention(SelfAttention):
     """Attention among all tokens of a sample."""
 
-    def forward(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float[Tensor, "B T S D"]:
-        qkv = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, -1)
+    def forward(
+        self, x: Float[Tensor, "B T S D"], layout: TokenLayout, rows: Float8Rows | None = None
+    ) -> Float[Tensor, "B T S D"]:
+        qkv = self.qkv(with_rows(x, rows)).view(*x.shape[:3], 3, self.num_heads, -1)
         return self.proj(layout.along_all(qkv, self.attend).reshape(x.shape))
 
 
@@ -109,9 +118,13 @@ class CrossAttention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(
-        self, x: Float[Tensor, "B T S D"], y: Float[Tensor, "B L D"], keys: KeyMask | None
+        self,
+        x: Float[Tensor, "B T S D"],
+        y: Float[Tensor, "B L D"],
+        keys: KeyMask | None,
+        rows: Float8Rows | None = None,
     ) -> Float[Tensor, "B T S D"]:
         (B, T, S, _), L = x.shape, y.shape[1]
-        q = self.q_linear(x).view(B, T * S, self.num_heads, -1)
+        q = self.q_linear(with_rows(x, rows)).view(B, T * S, self.num_heads, -1)
         kv = self.kv_linear(y).view(B, L, 2, self.num_heads, -1)
         return self.proj(caption_attention(q, kv, keys, backend=self.backend).reshape(x.shape))

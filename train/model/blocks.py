@@ -16,7 +16,7 @@ from train.model.attention import AttentionBackend, KeyMask
 from train.model.attention_layers import CrossAttention, Rope, SelfAttention
 from train.model.checkpointing import ActivationCheckpointing, checkpointed
 from train.model.config import ModelConfig
-from train.model.layers import Mlp, Stream, enter
+from train.model.layers import Mlp, Stream, enter, rows_for
 from train.model.layout import TokenLayout
 from train.ops.modulation import gate_add, gate_add_norm_modulate, gate_add_twice
 
@@ -106,8 +106,12 @@ class TransformerBlock(Block):
         """
         modulation = self.scale_shift_table + t.view(*t.shape[:2], 6, -1)  # (B, G, 6, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
-        x, h = enter(stream, shift_msa, scale_msa)
-        h = self.attn(h, layout) if rope is None else self.attn(h, layout, rope=rope)
-        x, h = gate_add_twice(x, h, gate_msa)
-        x, h = gate_add_norm_modulate(x, self.cross_attn(h, y, keys), None, shift_mlp, scale_mlp)
-        return x, self.mlp(h), gate_mlp
+        rows = rows_for(self.attn.qkv, stream[0])
+        x, h = enter(stream, shift_msa, scale_msa, rows)
+        h = self.attn(h, layout, rows) if rope is None else self.attn(h, layout, rows, rope=rope)
+        rows = rows_for(self.cross_attn.q_linear, x)
+        x, h = gate_add_twice(x, h, gate_msa, rows)
+        h = self.cross_attn(h, y, keys, rows)
+        rows = rows_for(self.mlp.fc1, x)
+        x, h = gate_add_norm_modulate(x, h, None, shift_mlp, scale_mlp, rows)
+        return x, self.mlp(h, rows), gate_mlp

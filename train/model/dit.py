@@ -19,7 +19,7 @@ from train.model.blocks import Block, TransformerBlock
 from train.model.checkpointing import ActivationCheckpointing
 from train.model.config import DiTConfig
 from train.model.initial import initialise
-from train.model.layers import CaptionEmbedder, FinalLayer, LabelEmbedder, Linear, Mlp, Stream, enter
+from train.model.layers import CaptionEmbedder, FinalLayer, LabelEmbedder, Linear, Mlp, Stream, enter, rows_for
 from train.model.layout import TokenLayout
 from train.model.positions import spatial_positions, temporal_positions
 from train.model.transformer import DiffusionTransformer
@@ -126,9 +126,12 @@ class LabelBlock(Block):
         """
         modulation = self.adaLN_modulation(condition)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=2)
-        x, h = enter(stream, shift_msa, scale_msa)
-        x, h = gate_add_norm_modulate(x, self.attn(h, layout), gate_msa, shift_mlp, scale_mlp)
-        return x, self.mlp(h), gate_mlp
+        rows = rows_for(self.attn.qkv, stream[0])
+        x, h = enter(stream, shift_msa, scale_msa, rows)
+        h = self.attn(h, layout, rows)
+        rows = rows_for(self.mlp.fc1, x)
+        x, h = gate_add_norm_modulate(x, h, gate_msa, shift_mlp, scale_mlp, rows)
+        return x, self.mlp(h, rows), gate_mlp
 
 
 class LabelFinalLayer(nn.Module):

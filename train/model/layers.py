@@ -14,8 +14,9 @@ from shared.errors import InputError
 from train.model.attention import KeyMask
 from train.model.config import DiTConfig, ModelConfig
 from train.model.positions import timestep_sinusoid
-from train.ops.float8 import WithRows
+from train.ops.float8 import Float8Rows, WithRows, empty_rows, with_rows
 from train.ops.float8_linear import float8_linear, float8_linear_gelu
+from train.ops.launching import launches_directly
 from train.ops.linear import linear, linear_gelu
 from train.ops.modulation import gate_add_norm_modulate, norm_modulate
 
@@ -27,13 +28,13 @@ A block leaves its last addition to whatever comes next, where it is one pass wi
 
 
 def enter(
-    stream: Stream, shift: Float[Tensor, "B G D"], scale: Float[Tensor, "B G D"]
+    stream: Stream, shift: Float[Tensor, "B G D"], scale: Float[Tensor, "B G D"], rows: Float8Rows | None = None
 ) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
-    """Returns the tokens after what was left to be added, and their modulated norm."""
+    """Returns the tokens after what was left to be added, and their modulated norm: with ``rows`` in 8 bits too."""
     x, h, gate = stream
     if h is None:
-        return x, norm_modulate(x, shift, scale)
-    return gate_add_norm_modulate(x, h, gate, shift, scale)
+        return x, norm_modulate(x, shift, scale, rows)
+    return gate_add_norm_modulate(x, h, gate, shift, scale, rows)
 
 
 class Linear(nn.Linear):
@@ -59,6 +60,17 @@ class Linear(nn.Linear):
         return (linear_gelu if gelu else linear)(x, self.weight, self.bias)
 
 
+def rows_for(reader: nn.Module, x: Float[Tensor, "B T S D"]) -> Float8Rows | None:
+    """Returns room for as many tokens as x in 8 bits, for what writes them just before a layer reads them.
+
+    It is None where the layer would not read it or converts by itself: without products in 8 bits, within what LoRA put
+    around it, and where PyTorch must know of all operations.
+    """
+    if not (isinstance(reader, Linear) and reader.float8 and launches_directly(x)):
+        return None
+    return empty_rows(x, x.numel() // x.shape[-1], x.shape[-1])
+
+
 class Mlp(nn.Module):
     """Two linear layers with a tanh-GELU between them."""
 
@@ -67,9 +79,10 @@ class Mlp(nn.Module):
         self.fc1: nn.Module = Linear(in_features, hidden_features)
         self.fc2: nn.Module = Linear(hidden_features, out_features)
 
-    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+    def forward(self, x: Float[Tensor, "... I"], rows: Float8Rows | None = None) -> Float[Tensor, "... O"]:
+        """Returns the result; ``rows`` is x in 8 bits, from :func:`rows_for` of the first layer."""
         if isinstance(self.fc1, Linear):
-            h = self.fc1(x, gelu=True)
+            h = self.fc1(with_rows(x, rows), gelu=True)
             return self.fc2(h.x if isinstance(h, WithRows) and not isinstance(self.fc2, Linear) else h)
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # additions to its weight go before the GELU
 

@@ -17,7 +17,7 @@ from train.model.blocks import Block
 from train.model.checkpointing import ActivationCheckpointing
 from train.model.config import STDiTConfig
 from train.model.initial import initialise
-from train.model.layers import CaptionEmbedder, FinalLayer, Linear, Mlp, Stream, enter
+from train.model.layers import CaptionEmbedder, FinalLayer, Linear, Mlp, Stream, enter, rows_for
 from train.model.layout import TokenLayout
 from train.model.positions import spatial_positions, temporal_positions
 from train.model.transformer import DiffusionTransformer
@@ -69,11 +69,18 @@ class STDiTBlock(Block):
         """
         modulation = self.scale_shift_table + t.view(*t.shape[:2], 6, -1)  # (B, 1, 6, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
-        x, h = enter(stream, shift_msa, scale_msa)
-        x, h = gate_add_twice(x, self.attn(h, layout), gate_msa)
-        x, h = gate_add_twice(x, self.attn_temp(h, layout, positions=time_positions), gate_msa)
-        x, h = gate_add_norm_modulate(x, self.cross_attn(h, y, keys), None, shift_mlp, scale_mlp)
-        return x, self.mlp(h), gate_mlp
+        rows = rows_for(self.attn.qkv, stream[0])
+        x, h = enter(stream, shift_msa, scale_msa, rows)
+        h = self.attn(h, layout, rows)
+        rows = rows_for(self.attn_temp.qkv, x) if time_positions is None else None
+        x, h = gate_add_twice(x, h, gate_msa, rows)
+        h = self.attn_temp(h, layout, rows, positions=time_positions)
+        rows = rows_for(self.cross_attn.q_linear, x)
+        x, h = gate_add_twice(x, h, gate_msa, rows)
+        h = self.cross_attn(h, y, keys, rows)
+        rows = rows_for(self.mlp.fc1, x)
+        x, h = gate_add_norm_modulate(x, h, None, shift_mlp, scale_mlp, rows)
+        return x, self.mlp(h, rows), gate_mlp
 
 
 class STDiT(DiffusionTransformer):

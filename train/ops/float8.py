@@ -52,6 +52,11 @@ class WithRows(NamedTuple):
     """Its rows."""
 
 
+def with_rows(x: Float[Tensor, "... K"], rows: Float8Rows | None) -> "Tensor | WithRows":
+    """Returns a tensor with what it is in 8 bits, if that is there."""
+    return x if rows is None else WithRows(x, rows)
+
+
 @cache
 def _kernels() -> ModuleType:
     from train.ops import float8_kernels

@@ -51,9 +51,10 @@ def _scales(greatest):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _store_converted(  # type: ignore[no-untyped-def]
+def store_converted(  # type: ignore[no-untyped-def]
     values, scales, row, a, c, inside, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr
 ):
+    """Writes rows (R, A) and (R, C) of float32, 0 beyond the width, in 8 bits; ``row`` (R,) says which they are."""
     greatest = tl.maximum(tl.max(tl.abs(a), 1), tl.max(tl.abs(c), 1))
     scale, inverse = _scales(greatest)
     tl.store(scales + row, scale, mask=inside)
@@ -74,7 +75,7 @@ def _convert(  # type: ignore[no-untyped-def]
         dtype = out.dtype.element_ty  # what is converted is what others read
         a, c = gelu(a + bias_a[None, :]).to(dtype).to(tl.float32), gelu(c + bias_c[None, :]).to(dtype).to(tl.float32)
         store_rows(out + offset, a, c, inside, D, A, C)
-    _store_converted(values, scales, row, a, c, inside, D, A, C)
+    store_converted(values, scales, row, a, c, inside, D, A, C)
 
 
 @triton.jit
@@ -90,7 +91,7 @@ def _convert_and_sum(  # type: ignore[no-untyped-def]
         a, c = load_rows(x + row.to(tl.int64) * D, inside, D, A, C)
         sum_a += a
         sum_c += c
-        _store_converted(values, scales, row, a, c, inside, D, A, C)
+        store_converted(values, scales, row, a, c, inside, D, A, C)
     store_vector(sums + chunk.to(tl.int64) * D, tl.sum(sum_a, 0), tl.sum(sum_c, 0), D, A, C)
 
 

@@ -4,6 +4,9 @@
 On a GPU each is one Triton kernel forward and one backward (``modulation_kernels``); elsewhere, and as what the kernels
 are tested against, plain PyTorch. Modulation is per sample (G = 1) or per frame (G = T).
 
+What a product in 8 bits reads next is written in 8 bits too, in the same pass, if room for that is given: only where
+kernels are launched without PyTorch's dispatcher (see :func:`train.ops.launching.launches_directly`).
+
 Letters: B batch, T frames, S tokens of a frame, D width, G groups of frames that share a modulation: 1 or T.
 """
 
@@ -11,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from train.ops.float8 import Float8Rows, to_rows
 from train.ops.modulation_op import LAYER_NORM_EPS, modulated_residual
 from train.ops.reference import kernel_wanted
 
@@ -19,13 +23,31 @@ def _by_kernel(x: Tensor) -> bool:
     return kernel_wanted("modulation", x) and 32 <= x.shape[-1] <= 8192
 
 
+def _fill(rows: Float8Rows | None, x: Tensor) -> None:
+    if rows is not None:
+        for room, converted in zip(rows, to_rows(x.detach().flatten(0, -2)), strict=True):
+            room.copy_(converted)
+
+
 def norm_modulate(
-    x: Float[Tensor, "B T S D"], shift: Float[Tensor, "B G D"], scale: Float[Tensor, "B G D"]
+    x: Float[Tensor, "B T S D"],
+    shift: Float[Tensor, "B G D"],
+    scale: Float[Tensor, "B G D"],
+    rows: Float8Rows | None = None,
 ) -> Float[Tensor, "B T S D"]:
-    """Returns ``LayerNorm(x) * (1 + scale) + shift``; the norm has no weights and an epsilon of 1e-6."""
+    """Returns ``LayerNorm(x) * (1 + scale) + shift``; the norm has no weights and an epsilon of 1e-6.
+
+    Args:
+        x: Tokens.
+        shift: Of each group.
+        scale: Likewise.
+        rows: Room for the result in 8 bits.
+    """
     if _by_kernel(x):
-        return modulated_residual(x, None, None, shift, scale)[2]
-    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS) * (1 + scale[:, :, None]) + shift[:, :, None]
+        return modulated_residual(x, None, None, shift, scale, rows)[2]
+    out = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS) * (1 + scale[:, :, None]) + shift[:, :, None]
+    _fill(rows, out)
+    return out
 
 
 def gate_add(
@@ -36,12 +58,23 @@ def gate_add(
 
 
 def gate_add_twice(
-    x: Float[Tensor, "B T S D"], h: Float[Tensor, "B T S D"], gate: Float[Tensor, "B G D"]
+    x: Float[Tensor, "B T S D"],
+    h: Float[Tensor, "B T S D"],
+    gate: Float[Tensor, "B G D"],
+    rows: Float8Rows | None = None,
 ) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
-    """Returns ``x + gate * h`` for two who read it: a kernel adds their gradients on its way."""
+    """Returns ``x + gate * h`` for two who read it: a kernel adds their gradients on its way.
+
+    Args:
+        x: Tokens.
+        h: What is added.
+        gate: Of each group.
+        rows: Room for the result in 8 bits.
+    """
     if _by_kernel(x):
-        return modulated_residual(x, h, gate, None, None)[:2]
+        return modulated_residual(x, h, gate, None, None, rows)[:2]
     x = x + gate[:, :, None] * h
+    _fill(rows, x)
     return x, x
 
 
@@ -51,10 +84,20 @@ def gate_add_norm_modulate(
     gate: Float[Tensor, "B G D"] | None,
     shift: Float[Tensor, "B G D"],
     scale: Float[Tensor, "B G D"],
+    rows: Float8Rows | None = None,
 ) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
-    """Returns the new residual ``x + gate * h`` (``x + h`` without a gate) and its :func:`norm_modulate`."""
+    """Returns the new residual ``x + gate * h`` (``x + h`` without a gate) and its :func:`norm_modulate`.
+
+    Args:
+        x: Tokens.
+        h: What is added.
+        gate: Of each group.
+        shift: Likewise.
+        scale: Likewise.
+        rows: Room for the norm in 8 bits.
+    """
     if _by_kernel(x):
-        x, _, out = modulated_residual(x, h, gate, shift, scale)
+        x, _, out = modulated_residual(x, h, gate, shift, scale, rows)
         return x, out
     x = x + h if gate is None else gate_add(x, h, gate)
-    return x, norm_modulate(x, shift, scale)
+    return x, norm_modulate(x, shift, scale, rows)

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from train.ops.float8 import Float8Rows
+from train.ops.float8_kernels import store_converted
 from train.ops.launching import Launch
 from train.ops.modulation_op import LAYER_NORM_EPS
 from train.ops.partial_sums_kernels import add_partial_sums
@@ -32,10 +34,10 @@ def _add_both(a, b, c, d):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    x, h, gate, shift, scale, residual, out, statistics, group_rows, G,
+    x, h, gate, shift, scale, residual, out, statistics, values, scales, group_rows, G,
     gate_b, gate_g, shift_b, shift_g, scale_b, scale_g,
     D: tl.constexpr, A: tl.constexpr, C: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
-    HAS_H: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
+    HAS_H: tl.constexpr, HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr, IN_8_BITS: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(group_rows, R)
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -66,6 +68,10 @@ def _forward(  # type: ignore[no-untyped-def]
         a = a * (1 + scale_a)[None, :] + shift_a[None, :]
         c = c * (1 + scale_c)[None, :] + shift_c[None, :]
         store_rows(out + offset, a, c, inside, D, A, C)
+        dtype = out.dtype.element_ty
+        a, c = a.to(dtype).to(tl.float32), c.to(dtype).to(tl.float32)
+    if IN_8_BITS:
+        store_converted(values, scales, group.to(tl.int64) * group_rows + row, a, c, inside, D, A, C)
 
 
 @triton.jit
@@ -152,35 +158,40 @@ def _groups(shape: torch.Size, G: int) -> tuple[int, int]:
 @lru_cache(maxsize=1024)
 def _forward_launch(
     _device: torch.device, _dtype: torch.dtype, shape: torch.Size, G: int, has_h: bool,
-    gate: Modulation, shift: Modulation, scale: Modulation,
+    gate: Modulation, shift: Modulation, scale: Modulation, in_8_bits: bool,
 ) -> Launch:  # fmt: skip
     groups, rows = _groups(shape, G)
+    parts = has_h, gate is not None, shift is not None, in_8_bits
     return Launch(
         _forward,
         (triton.cdiv(rows, FORWARD_ROWS) * groups,),  # along one axis: others take 65,535 at most
         (rows, G, *_strides(gate), *_strides(shift), *_strides(scale)),
-        (shape[-1], *row_parts(shape[-1]), FORWARD_ROWS, LAYER_NORM_EPS, has_h, gate is not None, shift is not None),
+        (shape[-1], *row_parts(shape[-1]), FORWARD_ROWS, LAYER_NORM_EPS, *parts),
         num_warps=FORWARD_WARPS,
     )
 
 
 def forward(
-    x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Returns the residual (None without h), its modulated norm and the rows' statistics (None without shift)."""
+    x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None,
+    rows: Float8Rows | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Returns the residual (None without h), its modulated norm and the rows' statistics (None without shift).
+
+    With ``rows``, the norm, or without one the residual, is written there too, in 8 bits.
+    """
     modulation = gate if shift is None else shift
     assert modulation is not None
     shape = x.shape
     launch = _forward_launch(
         x.device, x.dtype, shape, modulation.shape[1], h is not None,
-        _described(gate), _described(shift), _described(scale),
+        _described(gate), _described(shift), _described(scale), rows is not None,
     )  # fmt: skip
     residual = None if h is None else torch.empty_like(x)
     out = statistics = None
     if shift is not None:
         out = torch.empty_like(x)
         statistics = x.new_empty(shape.numel() // shape[-1] * 2, dtype=torch.float32)
-    launch(x, h, gate, shift, scale, residual, out, statistics)
+    launch(x, h, gate, shift, scale, residual, out, statistics, *((None, None) if rows is None else rows))
     return residual, out, statistics
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train.ops.float8 import Float8Rows
 from train.ops.launching import launches_directly
 
 LAYER_NORM_EPS = 1e-6
@@ -143,24 +144,33 @@ class _ModulatedResidual(torch.autograd.Function):
     """The same without the operator, with the residual for two who read it: one kernel adds their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        output = _kernels().forward(*inputs)
+    def forward(
+        ctx: Any, rows: Float8Rows | None, *inputs: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        output = _kernels().forward(*inputs, rows)
         _keep(ctx, inputs, output)
         residual = output[0]
         return residual, None if residual is None else residual.view(residual.shape), output[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, *grads)
+        return None, *_gradients(ctx, *grads)
 
 
 def modulated_residual(
-    x: Tensor, h: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
+    x: Tensor,
+    h: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    rows: Float8Rows | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ``x + gate * h`` twice, and the modulated norm of it.
 
     The sum is not to be read without h, the norm not without shift and scale. Whoever reads the sum at two places takes
     one each, so that nobody has to add the gradients in a pass of its own.
+
+    ``rows`` is room for the norm, or without one for the sum, in 8 bits: only where kernels are launched directly.
 
     Raises:
         TypeError: if x and h are of two types; those of the modulation may be of others.
@@ -169,6 +179,7 @@ def modulated_residual(
         raise TypeError(f"x is {x.dtype} and what is added to it {h.dtype}: the kernels take one type; convert one")
     x, h = x.contiguous(), None if h is None else h.contiguous()
     if launches_directly(x):
-        return _ModulatedResidual.apply(x, h, gate, shift, scale)
+        return _ModulatedResidual.apply(rows, x, h, gate, shift, scale)
+    assert rows is None
     residual, out, _ = _modulated_residual(x, h, gate, shift, scale)
     return residual, residual, out

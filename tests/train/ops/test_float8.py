@@ -10,6 +10,7 @@ from train.model.checkpointing import checkpointed
 from train.ops.float8 import (
     Float8Rows,
     WithRows,
+    empty_rows,
     product,
     rows_reference,
     to_rows,
@@ -18,6 +19,7 @@ from train.ops.float8 import (
 )
 from train.ops.float8_linear import _Linear, float8_linear, float8_linear_gelu
 from train.ops.linear import linear, linear_gelu
+from train.ops.modulation import gate_add_norm_modulate, gate_add_twice, norm_modulate
 from train.planning.allocations import Allocations
 
 _ROUNDING = 2.0**-4
@@ -100,6 +102,20 @@ def test_sums_are_of_what_was_not_rounded():
     rows, sums = to_rows_and_sums(x)
     assert torch.equal(rows.to_float(), rows_reference(x).to_float())
     torch.testing.assert_close(sums, x.sum(0))
+
+
+def test_norms_and_gated_sums_are_written_in_8_bits_too_where_there_is_room():
+    x, h = torch.randn(2, 3, 5, 48), torch.randn(2, 3, 5, 48)
+    gate, shift, scale = torch.randn(3, 2, 1, 48)
+    for function in (
+        lambda rows: norm_modulate(x, shift, scale, rows),
+        lambda rows: gate_add_twice(x, h, gate, rows)[1],
+        lambda rows: gate_add_norm_modulate(x, h, gate, shift, scale, rows)[1],
+    ):
+        rows = empty_rows(x, 30, 48)
+        out = function(rows)
+        assert torch.equal(out, function(None))
+        assert torch.equal(rows.to_float(), rows_reference(out.flatten(0, 2)).to_float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,6 +11,7 @@ from train.ops import float8
 from train.ops.float8 import Float8Rows, WithRows, rows_reference
 from train.ops.float8_linear import float8_linear, float8_linear_gelu
 from train.ops.linear import linear, linear_gelu
+from train.ops.modulation import gate_add_norm_modulate, gate_add_twice, norm_modulate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,6 +65,27 @@ def test_what_is_converted_behind_a_gelu_is_what_others_read(size: tuple[int, in
     (right_grad,) = torch.autograd.grad(right, own, grad.double())
     for found, expected in ((out, right), (x_grad, right_grad), (bias_grad, x_grad.double().sum(0))):
         assert ((found.double() - expected).norm() / expected.norm()).item() < 4e-3
+
+
+@pytest.mark.parametrize(
+    "size", [(2, 3, 50, 1152, 1), (3, 4, 7, 1152, 4), (1, 5, 3, 144, 5), (2, 1, 257, 1872, 1)], ids=str
+)
+def test_what_norms_and_gated_sums_convert_is_what_they_write(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    B, T, S, D, G = size
+    x, h = 3 * _random(B, T, S, D), _random(B, T, S, D)
+    gate, shift, scale = _random(B, 3, G, D).unbind(1)
+    calls: tuple[Callable[[Float8Rows | None], Tensor], ...] = (
+        lambda rows: norm_modulate(x, shift, scale, rows),
+        lambda rows: gate_add_twice(x, h, gate, rows)[1],
+        lambda rows: gate_add_norm_modulate(x, h, gate, shift, scale, rows)[1],
+        lambda rows: gate_add_norm_modulate(x, h, None, shift, scale, rows)[1],
+    )
+    for call in calls:
+        rows = float8.empty_rows(x, B * T * S, D)
+        out = call(rows)
+        _require_equal(rows, rows_reference(out.flatten(0, 2)))
+        assert torch.equal(out, call(None))
 
 
 def test_what_is_not_finite_makes_its_own_row_of_the_product_not_finite() -> None:
