@@ -1,7 +1,7 @@
-"""A cache of which a job can see, without loading a model, whether anything is missing in it."""
+"""What a job can see of its cache without loading a model: whether anything is missing, or was made differently."""
 
 from preprocess.config import PreprocessConfig
-from shared.cache.dataset import Cache
+from shared.cache.dataset import Cache, Provenance
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM, null_caption_file
 from shared.cache.schema import FORMAT_VERSION
 from shared.errors import InputError
@@ -25,20 +25,44 @@ def settled_cache(config: PreprocessConfig) -> Cache | None:
         return None
     if cache.version != FORMAT_VERSION or not all(stream in cache.provenance for stream in config.streams()):
         return None
-    codecs = config.codecs()
-    for stream in config.streams():
+    for stream, ours in _provenance_of_options(config).items():
+        if stream != LATENT_STREAM and cache.store.size(null_caption_file(stream)) is None:
+            return None
         theirs = cache.provenance[stream]
-        ours: dict[str, object] = {"codec": str(codecs[stream])}
+        if any(theirs.get(key) != value for key, value in ours.items()):
+            return None
+    return cache
+
+
+def check_settings(config: PreprocessConfig) -> None:
+    """Checks that the job's options are those that its cache was made with, if there is one.
+
+    Models may have several names, and the precision be left to the device: workers compare those.
+
+    Args:
+        config: The job's options, resolved.
+
+    Raises:
+        InputError: naming all that differs; or if the output is not a cache.
+    """
+    if open_store(config.output).size(DATASET_FILE) is None:
+        return
+    cache = Cache.open(config.output)
+    if cache.version == FORMAT_VERSION:  # others are refused by who would extend them
+        cache.require_settings(_provenance_of_options(config))
+
+
+def _provenance_of_options(config: PreprocessConfig) -> Provenance:
+    """Returns what the options alone say of what makes the job's streams."""
+    codecs, made = config.codecs(), Provenance()
+    for stream in config.streams():
+        ours = made[stream] = {"codec": str(codecs[stream])}
         if stream == LATENT_STREAM:
             ours |= {"model": config.vae, "posterior": config.posterior}
             if config.vae_micro_batch is not None:
                 ours |= {"micro_batch": config.vae_micro_batch}
         else:
             ours |= {"model": config.text_encoder, "max_tokens": config.max_tokens, "cleaning": config.cleaning}
-            if cache.store.size(null_caption_file(stream)) is None:
-                return None
         if config.precision != "auto":
             ours |= {"precision": config.precision}
-        if any(theirs.get(key) != value for key, value in ours.items()):
-            return None
-    return cache
+    return made

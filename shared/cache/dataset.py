@@ -4,7 +4,7 @@ What has no index fragment does not exist: readers start from the index and neve
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,8 @@ class Cache:
         """Opens the cache, or makes an empty one of this provenance. A stream of texts that it lacks is added.
 
         Raises:
-            InputError: if the folder holds something else, or a cache of another provenance (both values are named).
+            InputError: if the folder holds something else, or a cache of another provenance, naming all that
+                differs.
         """
         store = open_store(url)
         check_is_cache_or_empty(store)
@@ -117,18 +118,30 @@ class Cache:
         return cache
 
     def require(self, provenance: Provenance) -> None:
-        """Raises :class:`InputError` where this cache was made with other models or settings than ``provenance``."""
-        for stream, ours in provenance.items():
+        """Raises :class:`InputError` where this cache was made with other models or settings, naming all of them."""
+        for stream in provenance:
             if stream not in self.provenance:
                 raise InputError(f"{self.url}: found no stream {stream!r}: it has {', '.join(self.provenance)}")
+        keys = {stream: ours.keys() | self.provenance[stream].keys() for stream, ours in provenance.items()}
+        self._compare(provenance, keys)
+
+    def require_settings(self, known: Provenance) -> None:
+        """Likewise, of provenance of which only some is known; streams that this cache lacks do not count."""
+        self._compare(known, {stream: ours.keys() for stream, ours in known.items() if stream in self.provenance})
+
+    def _compare(self, provenance: Provenance, keys: Mapping[str, Set[str]]) -> None:
+        told = []
+        for stream, compared in keys.items():
+            ours = provenance[stream]
             theirs = self.provenance[stream]
-            for key in sorted((ours.keys() | theirs.keys()) - _INFORMATIVE):
-                if ours.get(key) != theirs.get(key):
-                    raise InputError(
-                        f"{self.url}: its stream {stream!r} was made with {key}={theirs.get(key)!r}"
-                        f" (model {theirs.get('model')}), this job has {key}={ours.get(key)!r}"
-                        f" (model {ours.get('model')}): use the cache's own settings or another --output"
-                    )
+            differing = sorted(key for key in compared - _INFORMATIVE if ours.get(key) != theirs.get(key))
+            if differing:
+                told.append(
+                    f"its stream {stream!r} was made with {_shown(theirs, differing)}, this job has "
+                    f"{_shown(ours, differing)}"
+                )
+        if told:
+            raise InputError(f"{self.url}: {'; '.join(told)}: use the cache's own settings or another --output")
 
     def index_files(self) -> IndexFiles:
         """Returns the fragments and the snapshot that count."""
@@ -166,6 +179,10 @@ class Cache:
             streams = [layout.LATENT_STREAM, *(name for name in self.provenance if layout.is_text(name))]
             columns = ["sample", "removed", *(f"{stream}.generation" for stream in streams), *columns]
         return read_rows(self.store, self.index_files().paths(), columns)
+
+
+def _shown(made: dict[str, Any], keys: Sequence[str]) -> str:
+    return f"{', '.join(f'{key}={made.get(key)!r}' for key in keys)} (model {made.get('model')})"
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:

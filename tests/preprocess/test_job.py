@@ -242,7 +242,13 @@ def test_bad_clips_go_to_the_ledger_and_the_rest_is_encoded(
         (["--buckets", "16x100x100"], "height=100 is not divisible by the VAE's spatial stride of 8: use 96 or 104"),
         (["--manifest", "/nowhere.csv"], "manifest /nowhere.csv: no such file"),
         (["--output", "tests"], "but no dataset.json: expected an empty folder"),
-        (["--max-tokens", "77"], "was made with max_tokens=120 (model demo:t5), this job has max_tokens=77"),
+        (
+            # told before a cluster is joined
+            ["--max-tokens", "77", "--posterior", "mean", "--text-codec", "float16+zstd", "--address", "127.0.0.1:1"],
+            "its stream 'latent' was made with posterior='sample' (model demo:vae), this job has posterior='mean' "
+            "(model demo:vae); its stream 'text.t5' was made with codec='bfloat16+zstd', max_tokens=120 (model "
+            "demo:t5), this job has codec='float16+zstd', max_tokens=77 (model demo:t5): use the cache's own settings",
+        ),
         (["--address", "127.0.0.1:1"], "no Ray cluster answers"),
     ],
 )

@@ -65,6 +65,20 @@ def test_a_job_with_other_models_or_settings_is_refused_by_name_and_value(
     assert "another --output" in text
 
 
+def test_all_that_differs_is_named_and_what_is_not_known_does_not_count(cache: Cache) -> None:
+    other = copy.deepcopy(PROVENANCE)
+    other["latent"] |= {"posterior": "mean", "weights_sha256": "33"}
+    other["text.t5"] |= {"max_tokens": 77}
+    with pytest.raises(
+        InputError, match=r"posterior='mean', weights_sha256='33'.*; its stream 'text\.t5'.* max_tokens=77"
+    ):
+        cache.require(other)
+    known = {"latent": {"posterior": "mean"}, "text.clip": {"max_tokens": 77}}
+    with pytest.raises(InputError, match=r"posterior='mean' \(model None\): use the cache's own"):
+        cache.require_settings(known)
+    cache.require_settings({"latent": {"posterior": PROVENANCE["latent"].get("posterior")}, "text.t5": {}})
+
+
 def test_where_the_weights_were_found_does_not_matter(cache: Cache) -> None:
     moved = copy.deepcopy(PROVENANCE)
     moved["latent"]["model"] = "elsewhere/a"
