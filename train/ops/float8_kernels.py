@@ -28,8 +28,9 @@ WIDE = 2048
 """Rows that are wider are one to a program at a time."""
 NARROW_ROWS, NARROW_WARPS, WIDE_ROWS, WIDE_WARPS = 2, 1, 1, 4
 SUMS_NARROW_ROWS, SUMS_NARROW_WARPS, SUMS_WIDE_ROWS, SUMS_WIDE_WARPS = 2, 2, 1, 8
-SUMS_PROGRAMS = 1056
-"""About as many where rows are summed: eight for each of Hopper's 132 multiprocessors."""
+SUMS_NARROW_PROGRAMS, SUMS_WIDE_PROGRAMS = 1056, 660
+"""About as many where rows are summed: eight and five for each of Hopper's 132 multiprocessors, whose registers hold ten
+and five. With more, some would wait for a second round."""
 COLUMNS, COLUMN_ROWS, COLUMN_WARPS = 16, 256, 8
 """A tile of a weight whose columns are converted: rows of 32 bytes are read, rows of 256 are written."""
 
@@ -126,8 +127,11 @@ def _convert_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int, 
 @lru_cache(maxsize=1024)
 def _sums_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int) -> tuple[Launch, int]:
     """Returns the launch, and how many programs share the rows."""
-    rows, warps = (SUMS_NARROW_ROWS, SUMS_NARROW_WARPS) if D <= WIDE else (SUMS_WIDE_ROWS, SUMS_WIDE_WARPS)
-    chunk_rows = triton.cdiv(triton.cdiv(N, rows), SUMS_PROGRAMS) * rows
+    if D <= WIDE:
+        rows, warps, programs = SUMS_NARROW_ROWS, SUMS_NARROW_WARPS, SUMS_NARROW_PROGRAMS
+    else:
+        rows, warps, programs = SUMS_WIDE_ROWS, SUMS_WIDE_WARPS, SUMS_WIDE_PROGRAMS
+    chunk_rows = triton.cdiv(triton.cdiv(N, rows), programs) * rows
     chunks = triton.cdiv(N, chunk_rows)
     launch = Launch(_convert_and_sum, (chunks,), (N, chunk_rows), (D, *row_parts(D), rows), num_warps=warps)
     return launch, chunks
