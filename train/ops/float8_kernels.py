@@ -29,8 +29,8 @@ WIDE = 2048
 NARROW_ROWS, NARROW_WARPS, WIDE_ROWS, WIDE_WARPS = 2, 1, 1, 4
 SUMS_NARROW_ROWS, SUMS_NARROW_WARPS, SUMS_WIDE_ROWS, SUMS_WIDE_WARPS = 2, 2, 1, 8
 SUMS_NARROW_PROGRAMS, SUMS_WIDE_PROGRAMS = 1056, 660
-"""About as many where rows are summed: eight and five for each of Hopper's 132 multiprocessors, whose registers hold ten
-and five. With more, some would wait for a second round."""
+"""About as many where rows are summed: eight and five for each of Hopper's 132 multiprocessors, whose registers hold
+ten and five. With more, some would wait for a second round."""
 COLUMNS, COLUMN_ROWS, COLUMN_WARPS = 16, 256, 8
 """A tile of a weight whose columns are converted: rows of 32 bytes are read, rows of 256 are written."""
 
