@@ -39,7 +39,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
         InputError: for settings that do not fit, or a damaged cache.
     """
     stop = StopRequest()
-    ranks.share_samples(config.parallel.sequence_parallel)
+    ranks.share_samples(config.parallel.sequence_parallel, zero_stage=config.parallel.zero_stage)
     ranks.agree(lambda: prepare_source(config, ranks))
     run = ranks.agree(lambda: check_run(config, ranks))
     require_same_index(run.index, ranks)

@@ -147,7 +147,7 @@ def train_losses(config: ProductsLossBenchmark, ranks: Ranks, way: Way) -> list[
         seed=way.seed,
         products=way.products,
     )
-    ranks.share_samples(1)
+    ranks.share_samples(1, zero_stage=2)
     run = check_run(options, ranks)
     torch.manual_seed(way.seed)
     with ranks.device:

@@ -113,7 +113,7 @@ class Bench:
     ) -> None:
         self.setting, self._ranks = setting, ranks
         self._device_bytes = device_memory(device_memory_gib, ranks.device)
-        ranks.share_samples(setting.sequence_parallel)
+        ranks.share_samples(setting.sequence_parallel, zero_stage=2)
         if setting.labels:
             overrides = {"num_classes": _NUM_CLASSES, **overrides}
         self.whole = model_config(setting.model, **overrides)

@@ -2,9 +2,10 @@
 
 ``selective`` keeps what is dear to compute (matrix products, attention) and computes the element-wise rest again, which
 costs little time and about halves the memory. ``attention`` keeps the block's input and what is dearest for its bytes:
-the results of attention to many tokens, whose cost grows with how many they are. ``full`` keeps the input alone. Blocks
-may differ: the first ones save more, for the backward pass comes to them last, when what the others kept has been given
-back.
+the results of attention to many tokens, whose cost grows with how many they are, and of the MLP's second product, which
+sums over four times as many values as others. ``full`` keeps the input alone. All but ``full`` keep what other ranks
+have sent. Blocks may differ: the first ones save more, for the backward pass comes to them last, when what the others
+kept has been given back.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,8 @@ Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManage
 ACTIVATION_CHECKPOINTING: tuple[ActivationCheckpointing, ...] = get_args(ActivationCheckpointing)
 """From keeping all to keeping least."""
 
+_EXCHANGES = "latentmill_exchange"
+"""Operators whose results have come from other ranks."""
 _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "latentmill_float8::linear"})
 _ATTENTION = frozenset(
     {
@@ -46,10 +49,24 @@ _BOUND_BY_MEMORY = frozenset(
 ``attention`` computes it again (the table in docs/models.md)."""
 
 
-def _policy(keeps_products: bool, _context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+def _sums_over_many(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an operation is a product whose sums go over more values than twice the width of its result."""
+    if name == "latentmill_float8::linear":
+        outputs, inputs = args[3].shape
+    elif name in ("aten::mm", "aten::addmm"):
+        inputs, outputs = args[-1].shape
+    else:
+        return False
+    return bool(inputs > 2 * outputs)
+
+
+def _policy(keeps_products: bool, _context: Any, operation: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
     name = operation.name().split(".")[0] if isinstance(operation, torch._ops.OpOverload) else ""
-    is_attention = name in _ATTENTION or name.split("::")[0] in _ATTENTION_LIBRARIES
-    kept = is_attention or name in _PRODUCTS if keeps_products else is_attention and name not in _BOUND_BY_MEMORY
+    kept = name in _ATTENTION or name.split("::")[0] in (*_ATTENTION_LIBRARIES, _EXCHANGES)
+    if keeps_products:
+        kept = kept or name in _PRODUCTS
+    else:
+        kept = (kept and name not in _BOUND_BY_MEMORY) or _sums_over_many(name, args)
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

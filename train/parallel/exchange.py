@@ -1,9 +1,11 @@
 """The collectives of sequence parallelism, right in both directions.
 
 Parts may be of unequal sizes, so nothing is ever padded: where a size does not divide, some ranks hold one more.
-Tensors without content take the same memory, and meet no other rank.
+Tensors without content take the same memory, and meet no other rank. Where somebody looks on, what sets off is one
+operator, whose result checkpointing can keep by name: then nothing travels twice.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from train.ops.launching import launches_directly
 
 
 def part_sizes(total: int, num_parts: int) -> tuple[int, ...]:
@@ -128,6 +132,35 @@ def _all_to_all(
     return Journey(x, group, dims, whole, swapped, at_once=True).arrived()
 
 
+_numbers = itertools.count()
+_groups: dict[int, Group] = {}
+_works: dict[int, dist.Work] = {}
+"""By the number of a journey, what goes past PyTorch's dispatcher: its ranks, and how to wait for it."""
+
+
+def _begin(
+    x: Tensor, dim: int, sizes: Sequence[int], received_numels: Sequence[int], at_once: bool, number: int
+) -> Tensor:
+    """Returns room for what the other ranks send, which is on its way, as are the parts of x along ``dim``."""
+    group = _groups[number]
+    sent, sent_numels = _pack(x, dim, sizes)
+    received = x.new_empty(sum(received_numels))
+    work = dist.all_to_all_single(
+        received, sent, list(received_numels), sent_numels, group=group.handle, async_op=not at_once
+    )
+    if work is not None:
+        _works[number] = work
+    return received
+
+
+_begin_operator = torch.library.custom_op("latentmill_exchange::begin", mutates_args=())(_begin)
+
+
+@_begin_operator.register_fake
+def _(x: Tensor, dim: int, sizes: Sequence[int], received_numels: Sequence[int], at_once: bool, number: int) -> Tensor:
+    return x.new_empty(sum(received_numels))
+
+
 class Journey:
     """A tensor on its way: another dimension is being spread over the ranks, by one all-to-all.
 
@@ -159,14 +192,14 @@ class Journey:
             shape = list(x.shape)
             shape[scatter], shape[self._gather] = sizes[group.rank], count
             self._shapes.append(shape)
-        self._sent, sent_numels = _pack(x, scatter, sizes)
         self._numels = [_numel(shape) for shape in self._shapes]
-        self._received = x.new_empty(sum(self._numels))
-        self._work: dist.Work | None = None
-        if not x.is_meta:
-            self._work = dist.all_to_all_single(
-                self._received, self._sent, self._numels, sent_numels, group=group.handle, async_op=not at_once
-            )
+        self._packed = _pack(x, scatter, sizes)[0] if x.is_meta else None  # counted as long as it is needed
+        number = next(_numbers)
+        _groups[number] = group
+        begin = _begin if launches_directly(x) else _begin_operator
+        self._received = begin(x, scatter, list(sizes), self._numels, at_once, number)
+        del _groups[number]
+        self._work = _works.pop(number, None)  # nothing travels again what checkpointing has kept
 
     def arrived(self, out: Tensor | None = None) -> Tensor:
         """Returns what has arrived, whole along the second dimension; the device waits for it, not the host.
@@ -176,10 +209,11 @@ class Journey:
         """
         if self._work is not None:
             self._work.wait()
+        self._packed = None
         return _unpack(self._received, self._shapes, self._numels, self._gather, swapped=self._swapped, out=out)
 
 
-def _pack(x: Tensor, dim: int, sizes: tuple[int, ...]) -> tuple[Tensor, list[int]]:
+def _pack(x: Tensor, dim: int, sizes: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Returns the parts of x along ``dim``, end to end, and their numbers of values.
 
     One pass over x, and none if all dimensions before ``dim`` have size 1.

@@ -44,8 +44,12 @@ class Ranks:
         """Into how many parts each batch is divided."""
         return self.sequence.num_data_ranks
 
-    def share_samples(self, degree: int) -> None:
+    def share_samples(self, degree: int, *, zero_stage: int) -> None:
         """Lets ``degree`` neighbouring ranks share the tokens of the same samples from here on. All ranks call it.
+
+        Args:
+            degree: Ranks that share a sample.
+            zero_stage: At 3, weights are gathered each time that a layer is called: then it is not called for pieces.
 
         Raises:
             InputError: if ``degree`` does not divide the ranks.
@@ -53,6 +57,7 @@ class Ranks:
         if degree != self.sequence.degree:
             self.agree(lambda: require_degree(degree, self.world_size))
             self.sequence = SequenceParallel(degree)
+        self.sequence.in_pieces = zero_stage < 3
 
     def agree(self, work: Callable[[], Result]) -> Result:
         """Returns ``work()`` if it succeeds on every rank.

@@ -67,6 +67,8 @@ class SequenceParallel:
             for first in range(0, world_size, degree)
         ]
         self._group = Group(handles[self.data_rank], rank % degree, degree)
+        self.in_pieces = True
+        """Whether large swaps go in pieces (``pieces.py``)."""
 
     def layout_for(self, batch: int, frames: int, frame_tokens: int) -> TokenLayout:
         """Returns the layout of a forward pass of ``batch`` samples; see :data:`train.model.layout.LayoutFor`.
@@ -74,25 +76,26 @@ class SequenceParallel:
         Raises:
             InputError: if there are fewer frames and fewer tokens of a frame than ranks.
         """
-        return _layout_of(self._group, batch, frames, frame_tokens)
+        return _layout_of(self._group, self.in_pieces, batch, frames, frame_tokens)
 
 
-def busiest_layout(degree: int) -> LayoutFor:
+def busiest_layout(degree: int, *, in_pieces: bool) -> LayoutFor:
     """Returns the layouts of the rank that has most of the tokens, for a model without content: none are exchanged.
 
     Args:
         degree: Ranks that share the tokens of a sample.
+        in_pieces: Whether large swaps go in pieces.
     """
-    return partial(_layout_of, Group(None, 0, degree))  # larger parts come first
+    return partial(_layout_of, Group(None, 0, degree), in_pieces)  # larger parts come first
 
 
-def _layout_of(group: Group, batch: int, frames: int, frame_tokens: int) -> TokenLayout:
+def _layout_of(group: Group, in_pieces: bool, batch: int, frames: int, frame_tokens: int) -> TokenLayout:
     if group.size == 1:
         return WholeLayout()
     require_size(frames, frame_tokens, group.size)
     if spread_places(batch, frames, frame_tokens, group.size):
         return PlacesLayout(group, batch, frames, frame_tokens)
-    return FramesLayout(group, frames, frame_tokens)
+    return FramesLayout(group, frames, frame_tokens, in_pieces=in_pieces)
 
 
 def require_degree(degree: int, world_size: int) -> None:
@@ -148,8 +151,8 @@ def spread_places(batch: int, frames: int, frame_tokens: int, degree: int) -> bo
 class FramesLayout:
     """Each rank has some of the frames, whole: (B, T', S, D)."""
 
-    def __init__(self, group: Group, frames: int, frame_tokens: int) -> None:
-        self._group, self._frames, self._frame_tokens = group, frames, frame_tokens
+    def __init__(self, group: Group, frames: int, frame_tokens: int, *, in_pieces: bool) -> None:
+        self._group, self._frames, self._frame_tokens, self._in_pieces = group, frames, frame_tokens, in_pieces
 
     def split(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T' S D"]:
         return take_part(x, self._group, 1).contiguous()
@@ -169,7 +172,7 @@ class FramesLayout:
             return _attend_something(places, 2, attend).view(x.shape)
 
         num_pieces = number_of_pieces(x.shape[0], self._frames, self._frame_tokens, self._group)
-        if num_pieces > 1:
+        if self._in_pieces and num_pieces > 1:
             return attend_in_pieces(x, self._group, self._frames, num_pieces, attend_all)
         along = attend_all(frames_to_places(x, self._group, self._frames))
         return places_to_frames(along, self._group, self._frame_tokens)

@@ -53,7 +53,7 @@ def meta_model(config: ModelConfig, options: TrainConfig) -> DiffusionTransforme
     """Returns a run's model without content, in its precision, in training mode, on the rank that has most tokens."""
     with torch.device("meta"):
         model = build_model(config, options)
-    model.layout_for = busiest_layout(options.parallel.sequence_parallel)
+    model.layout_for = busiest_layout(options.parallel.sequence_parallel, in_pieces=options.parallel.zero_stage < 3)
     return model.to(torch.bfloat16) if options.parallel.precision == "bfloat16" else model
 
 

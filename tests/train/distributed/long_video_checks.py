@@ -30,7 +30,7 @@ def a_video_of_262k_tokens_trains(ranks: Ranks, folder: Path) -> None:
         sequence_parallel=ranks.world_size,
         activation_checkpointing="full",
     )
-    ranks.share_samples(ranks.world_size)
+    ranks.share_samples(ranks.world_size, zero_stage=2)
     torch.manual_seed(0)
     model = create_model(MODEL, activation_checkpointing="full", space_scale=1.0, time_scale=2 / 3)
     model.layout_for = ranks.sequence.layout_for

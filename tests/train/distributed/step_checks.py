@@ -77,7 +77,7 @@ def _in_small_buckets(
 
 def gradients_are_freed_as_the_stage_says(ranks: Ranks, _folder: Path) -> None:
     """After the backward pass: at stage 2 a rank holds what it owns, at stage 1 all, and after the step nothing."""
-    ranks.share_samples(1)
+    ranks.share_samples(1, zero_stage=2)
     for stage, shared in itertools.product((1, 2), (False, True)):
         model, engine, masters = _in_small_buckets(ranks, stage, shared=shared)
         step = TrainingStep(engine, model, objective_of("stdit-ti/2"))
@@ -102,7 +102,7 @@ def gradients_are_freed_as_the_stage_says(ranks: Ranks, _folder: Path) -> None:
 
 def gradients_that_some_ranks_do_not_have_count_as_zero(ranks: Ranks, _folder: Path) -> None:
     """Each parameter but the last two is used by one rank alone, so that buckets are complete at other times."""
-    ranks.share_samples(1)
+    ranks.share_samples(1, zero_stage=2)
     for stage, shared in itertools.product((1, 2), (False, True)):
         model, engine, masters = _in_small_buckets(ranks, stage, shared=shared)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -122,7 +122,7 @@ def gradients_that_some_ranks_do_not_have_count_as_zero(ranks: Ranks, _folder: P
 
 def a_step_that_is_not_finite_on_one_rank_is_taken_by_none(ranks: Ranks, _folder: Path) -> None:
     """The last bias alone has no finite gradient, from the last rank, which owns it."""
-    ranks.share_samples(1)
+    ranks.share_samples(1, zero_stage=2)
     for stage in (1, 2):
         config = config_of("stdit-ti/2", zero_stage=stage, precision="bfloat16")
         model = small_model("stdit-ti/2")
@@ -146,7 +146,7 @@ def a_step_that_is_not_finite_on_one_rank_is_taken_by_none(ranks: Ranks, _folder
 
 def steps_are_launched_without_waiting(ranks: Ranks, _folder: Path) -> None:
     """On GPUs, where PyTorch raises an error if something waits. A verdict comes when the next step is launched."""
-    ranks.share_samples(1)
+    ranks.share_samples(1, zero_stage=2)
     for name in MODELS:
         for stage in (1, 2):
             model = create_model(

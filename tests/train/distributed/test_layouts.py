@@ -60,7 +60,7 @@ def test_around_attention_along_time_tokens_are_copied_once_an_exchange(
     size: tuple[int, int, int], piece_tokens: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pieces, "PIECE_TOKENS", piece_tokens)
-    layout = FramesLayout(Group(None, 0, 2), *size[1:])
+    layout = FramesLayout(Group(None, 0, 2), *size[1:], in_pieces=True)
     x = torch.empty(size[0], part_sizes(size[1], 2)[0], size[2], 8, device="meta", requires_grad=True)
     with _Copies() as forward:
         out = layout.along_time(x, lambda places: places * 2)
@@ -96,7 +96,7 @@ def test_one_piece_is_under_way_while_another_is_computed_in_the_backward_pass_t
 
     monkeypatch.setattr(pieces, "Journey", Recorded)
     monkeypatch.setattr(pieces, "PIECE_TOKENS", 0)
-    layout = FramesLayout(Group(None, 0, 2), 4, 8)
+    layout = FramesLayout(Group(None, 0, 2), 4, 8, in_pieces=True)
     x = torch.empty(1, 2, 8, 8, device="meta", requires_grad=True)
     out = layout.along_time(x, Computed.apply)
     one_way = ["sent", "sent", "arrived", "computed", "sent", "arrived", "computed", "sent", "arrived", "arrived"]

@@ -20,6 +20,7 @@ from train.data import Batch
 from train.diffusion.objective import Objective, create_objective
 from train.ema import Ema, decay_at
 from train.model import create_model
+from train.model.checkpointing import ActivationCheckpointing
 from train.parallel.master_weights import MOMENTS, MasterWeights
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
@@ -57,10 +58,11 @@ def config_of(model: str, **options: Any) -> TrainConfig:
     )
 
 
-def small_model(name: str) -> nn.Module:
+def small_model(name: str, *, activation_checkpointing: ActivationCheckpointing = "none") -> nn.Module:
     torch.manual_seed(5)
     model = create_model(
         name,
+        activation_checkpointing=activation_checkpointing,
         depth=2,
         hidden_size=32,
         num_heads=4,
@@ -134,8 +136,8 @@ def reference(name: str, device: torch.device) -> Outcome:
 def trained(ranks: Ranks, name: str, **options: Any) -> Outcome:
     """Returns what the trainer's own step comes to on these ranks."""
     config = config_of(name, **options)
-    ranks.share_samples(config.parallel.sequence_parallel)
-    model = small_model(name)
+    ranks.share_samples(config.parallel.sequence_parallel, zero_stage=config.parallel.zero_stage)
+    model = small_model(name, activation_checkpointing=config.parallel.recomputation.mode)
     step_of = {"mask_ratios": mask_ratios_of(model), "accumulation": config.optimiser.gradient_accumulation}
     model.layout_for = ranks.sequence.layout_for  # type: ignore[assignment]
     engine, masters = build_engine(model, config, ranks.device, ranks.world_size)

@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tests.train.distributed.step_checks import (  # noqa: F401  (one launch runs them too)
@@ -79,16 +80,23 @@ def recomputing_activations_changes_nothing(ranks: Ranks, _folder: Path) -> None
 
 
 def swapping_places_in_pieces_changes_nothing(ranks: Ranks, _folder: Path) -> None:
-    with mock.patch("train.parallel.pieces.PIECE_TOKENS", 0):
-        for name, stage, amount in (
-            ("stdit-ti/2", 2, "none"),
-            ("stdit3-ti/2", 2, "full"),
-            ("stdit-ti/2", 3, "selective"),
-            ("stdit-ti/2", 3, "attention"),
+    """And what has come from other ranks is not sent again but by ``full``, which has kept nothing."""
+    for name, stage, amount, num_exchanges in (
+        # in each of two blocks there and back, forward and backward: two steps at once, one in two pieces
+        ("stdit-ti/2", 2, "none", 32),
+        ("stdit-ti/2", 2, "selective", 32),
+        ("stdit-ti/2", 2, "attention", 32),
+        ("stdit3-ti/2", 2, "full", 48),
+        ("stdit-ti/2", 3, "selective", None),  # DeepSpeed has exchanges of its own
+    ):
+        options = {"sequence_parallel": ranks.world_size, "activation_checkpointing": amount}
+        with (
+            mock.patch("train.parallel.pieces.PIECE_TOKENS", 0),
+            mock.patch("torch.distributed.all_to_all_single", wraps=dist.all_to_all_single) as exchanges,
         ):
-            options = {"sequence_parallel": ranks.world_size, "activation_checkpointing": amount}
             found = trained(ranks, name, zero_stage=stage, **options)
-            require_same(found, reference(name, ranks.device), what=f"{name} at stage {stage}, {amount}")
+        require_same(found, reference(name, ranks.device), what=f"{name} at stage {stage}, {amount}")
+        assert num_exchanges in (exchanges.call_count, None), exchanges.call_count
 
 
 def bfloat16_keeps_float32_masters_at_every_stage(ranks: Ranks, _folder: Path) -> None:
@@ -112,7 +120,7 @@ def the_average_can_take_the_models_place(ranks: Ranks, _folder: Path) -> None:
     for stage in (0, 1, 2, 3):
         for precision in ("float32", "bfloat16"):
             config = config_of("stdit-ti/2", zero_stage=stage, precision=precision)
-            ranks.share_samples(1)
+            ranks.share_samples(1, zero_stage=2)
             model = small_model("stdit-ti/2")
             engine, masters = build_engine(model, config, ranks.device, ranks.world_size)
             objective = objective_of("stdit-ti/2")
@@ -135,7 +143,7 @@ def the_average_can_take_the_models_place(ranks: Ranks, _folder: Path) -> None:
 
 def each_sample_sees_its_own_frames_and_captions(ranks: Ranks, _folder: Path) -> None:
     """What went wrong in published sequence parallelism, each by itself."""
-    ranks.share_samples(ranks.world_size)
+    ranks.share_samples(ranks.world_size, zero_stage=2)
     for name in MODELS:
         model = small_model(name).to(ranks.device).eval()
         model.layout_for = ranks.sequence.layout_for  # type: ignore[assignment]
