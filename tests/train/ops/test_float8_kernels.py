@@ -85,7 +85,8 @@ def test_what_norms_and_gated_sums_convert_is_what_they_write(size: tuple[int, .
         rows = float8.empty_rows(x, B * T * S, D)
         out = call(rows)
         _require_equal(rows, rows_reference(out.flatten(0, 2)))
-        assert torch.equal(out, call(None))
+        # compiled by itself, a kernel may join other multiplications and additions: a last bit differs
+        torch.testing.assert_close(out, call(None), rtol=2**-7, atol=1e-5)
 
 
 def test_what_is_not_finite_makes_its_own_row_of_the_product_not_finite() -> None:
