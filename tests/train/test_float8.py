@@ -109,7 +109,7 @@ def test_a_run_is_trained_in_8_bits_says_so_and_may_go_on_without(ranks, small_c
     assert "bfloat16, ZeRO 2" in capsys.readouterr().out
 
 
-def test_the_dry_run_says_in_what_products_are_and_counts_the_memory(ranks, small_config):
+def test_the_dry_run_says_in_what_products_are_computed(ranks, small_config):
     told = {p: describe(check_run(small_config.changed(products=p), ranks), 1) for p in (None, "float8")}
     assert "ZeRO 2, bfloat16 with products in float8, activation" in told["float8"]
     assert "ZeRO 2, bfloat16, activation" in told[None]

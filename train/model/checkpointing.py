@@ -30,7 +30,10 @@ ACTIVATION_CHECKPOINTING: tuple[ActivationCheckpointing, ...] = get_args(Activat
 
 _EXCHANGES = "latentmill_exchange"
 """Operators whose results have come from other ranks."""
-_PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "latentmill_float8::linear"})
+_PRODUCTS = frozenset(
+    {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "latentmill_float8::linear", "aten::_scaled_mm"}
+)
+"""The last is what ``latentmill_float8::linear`` is made of, seen on tensors without content alone."""
 _ATTENTION = frozenset(
     {
         "aten::_scaled_dot_product_cudnn_attention",
@@ -53,6 +56,8 @@ def _sums_over_many(name: str, args: tuple[Any, ...]) -> bool:
     """Whether an operation is a product whose sums go over more values than twice the width of its result."""
     if name == "latentmill_float8::linear":
         outputs, inputs = args[3].shape
+    elif name == "aten::_scaled_mm":
+        inputs, outputs = args[1].shape
     elif name in ("aten::mm", "aten::addmm"):
         inputs, outputs = args[-1].shape
     else:
