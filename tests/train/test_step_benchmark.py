@@ -21,6 +21,7 @@ from train.benchmark.step_report import speed_table, tables, time_table
 from train.benchmark.step_settings import IMAGES, ONLINE, STDIT, WAYS
 from train.benchmark.steps import Bench, StepRow, Timing
 from train.benchmark.variants import FUSED, FUSED_CUDNN, FUSED_FLOAT8, PLAIN, running_as
+from train.data import Batch
 from train.model import attention, build_model, flash_attention_3, model_config
 from train.parallel.ranks import Ranks
 
@@ -190,6 +191,26 @@ def test_one_slow_step_does_not_change_what_a_step_takes(ranks: Ranks, monkeypat
     monkeypatch.setattr(Bench, "step", lambda _: time.sleep(next(pauses)))
     assert bench.seconds(Timing(warmup=0, steps=5)) < 0.1
     bench.close()
+
+
+def test_launching_is_measured_on_few_tokens_and_the_rows_batches_come_back(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(dataclasses.replace(_tiny("stdit-xl/2 16x256"), size=64), ranks, TINY, None)
+    take, sizes = bench._step.take, []
+
+    def noted(batch: Batch, *rest: Any) -> Any:
+        sizes.append(tuple(batch.latents.shape))
+        return take(batch, *rest)
+
+    monkeypatch.setattr(bench._step, "take", noted)
+    assert bench.launching_seconds(Timing(warmup=1, steps=2)) > 0
+    bench.step()
+    assert sizes == [(2, 4, 16, 4, 4)] * 3 + [(2, 4, 16, 8, 8)]
+    bench.close()
+    row = StepRow(setting="a", variant="ours", batch=2, step_ms=5.0, launching_ms=3.25)
+    assert "launching alone" in time_table([row])
+    assert " 3.2 " in time_table([row])
 
 
 def test_class_labels_take_the_place_of_captions(ranks: Ranks) -> None:

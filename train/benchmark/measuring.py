@@ -162,6 +162,8 @@ def measure_variant(
             _keep_trace(bench, trace / f"{setting.name} {variant.name}.json".replace("/", "-").replace(" ", "_"))
         elif trace is not None:
             bench.step()
+        asked = on_gpu and bench.prepare is None and not variant.transposes
+        launching = bench.launching_seconds(timing) if asked else None
     if setting.blocks is not None and seconds_with_half is not None:
         of_a_block = (seconds - seconds_with_half) / (setting.blocks - setting.blocks // 2)
         seconds += of_a_block * (bench.whole.depth - setting.blocks)
@@ -183,6 +185,7 @@ def measure_variant(
         mfu=tflops / find_peak(ranks.device, torch.bfloat16, None if on_gpu else 1.0).tflops,
         peak_memory_gib=memory,
         parts_ms=parts,
+        launching_ms=None if launching is None else 1000 * launching,
         scaled_from_blocks=setting.blocks,
         published=published,
         times_published=None if published is None else rate / published,

@@ -69,6 +69,7 @@ def time_table(rows: Sequence[StepRow]) -> str:
             "variant": lambda row: row.variant,
             "step": step,
             **{name: part(name) for name in PARTS},
+            "launching alone": lambda row: _number(row.launching_ms, ".1f"),
             "encoders alone": lambda row: _number(row.encoders_alone_ms, ".1f"),
             "cached step + encoders": lambda row: _number(row.sum_of_parts_ms, ".1f"),
             "step against that": over_the_sum,

@@ -40,6 +40,8 @@ CAPTION_TOKENS = 120
 """Valid tokens of every caption; STDiT3 sees them padded to as many as it takes."""
 _NUM_CLASSES = 1000
 _BATCHES = 4
+_FEW_LATENTS = 4
+"""Rows and columns of latents with which a device has hardly any work: a few tokens a frame."""
 _PART_STEPS = 2
 _ENOUGH_ABOVE = {2: 3, 10: 2}
 """Steps that are enough, by the seconds that one takes more than."""
@@ -79,6 +81,9 @@ class StepRow:
     """From steps of their own, with events around each part."""
     scaled_from_blocks: int | None = None
     """Set where fewer blocks ran, and time was scaled to all."""
+    launching_ms: float | None = None
+    """A step of as many samples with a few tokens a frame, on which a GPU hardly works: what launching a step takes.
+    Where it is near ``step_ms``, the thread that launches is the limit. None for plain forms, on a CPU, and online."""
     encoders_alone_ms: float | None = None
     """What encodes the batch, without a step after it."""
     sum_of_parts_ms: float | None = None
@@ -138,7 +143,7 @@ class Bench:
         self._ema = Ema(masters, run.optimiser.ema_decay)
         self._lr = run.optimiser.lr
         first = _BATCHES * ranks.data_rank
-        self._batches = [self._random_batch(seed) for seed in range(first, first + _BATCHES)]
+        self._batches = [self._random_batch(seed, setting.latent_size) for seed in range(first, first + _BATCHES)]
         self._taken = 0
         self._before: Verdict | None = None
         self._part_steps = _PART_STEPS
@@ -192,10 +197,10 @@ class Bench:
         )
         return of_one * self.setting.batch
 
-    def _random_batch(self, seed: int) -> Batch:
+    def _random_batch(self, seed: int, latent_size: tuple[int, int, int]) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         B, config, on_gpu = self.setting.batch, self.whole, self._ranks.device.type == "cuda"
-        latents = torch.randn(B, config.in_channels, *self.setting.latent_size, generator=generator).bfloat16()
+        latents = torch.randn(B, config.in_channels, *latent_size, generator=generator).bfloat16()
         captions, mask = self._random_captions(config, generator)
         size = torch.full((B,), float(self.setting.size))
         batch = Batch(
@@ -271,6 +276,18 @@ class Bench:
         for _ in range(timing.warmup if self.setting.blocks is None else min(timing.warmup, 1)):
             self.step()
         return self._median_seconds(self.step, timing.steps)
+
+    def launching_seconds(self, timing: Timing) -> float:
+        """Returns the median seconds of a step of as many samples with a few tokens a frame."""
+        batches = self._batches
+        few = self._random_batch(0, (self.setting.frames, _FEW_LATENTS, _FEW_LATENTS))
+        self._batches = [few] * _BATCHES
+        try:
+            for _ in range(timing.warmup):  # kernels are compiled for these sizes
+                self.step()
+            return self._median_seconds(self.step, timing.steps)
+        finally:
+            self._batches = batches
 
     def encoders_seconds(self, timing: Timing) -> float:
         """Returns the median seconds of :attr:`prepare` alone."""
