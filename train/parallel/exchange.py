@@ -2,7 +2,8 @@
 
 Parts may be of unequal sizes, so nothing is ever padded: where a size does not divide, some ranks hold one more.
 Tensors without content take the same memory, and meet no other rank. Where somebody looks on, what sets off is one
-operator, whose result checkpointing can keep by name: then nothing travels twice.
+operator, whose result checkpointing can keep by name: then nothing travels twice. In a compiled graph that operator
+waits for what arrives.
 """
 
 import itertools
@@ -161,6 +162,21 @@ def _(x: Tensor, dim: int, sizes: Sequence[int], received_numels: Sequence[int],
     return x.new_empty(sum(received_numels))
 
 
+@torch.library.custom_op("latentmill_exchange::all_at_once", mutates_args=())
+def _all_at_once(x: Tensor, dim: int, sizes: Sequence[int], received_numels: Sequence[int], group_name: str) -> Tensor:
+    """Returns what the other ranks send. In compiled graphs, which know the ranks by their group's name alone."""
+    sent, sent_numels = _pack(x, dim, sizes)
+    received = x.new_empty(sum(received_numels))
+    group = dist.distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined,arg-type]
+    dist.all_to_all_single(received, sent, list(received_numels), sent_numels, group=group)
+    return received
+
+
+@_all_at_once.register_fake
+def _(x: Tensor, dim: int, sizes: Sequence[int], received_numels: Sequence[int], group_name: str) -> Tensor:
+    return x.new_empty(sum(received_numels))
+
+
 class Journey:
     """A tensor on its way: another dimension is being spread over the ranks, by one all-to-all.
 
@@ -194,6 +210,11 @@ class Journey:
             self._shapes.append(shape)
         self._numels = [_numel(shape) for shape in self._shapes]
         self._packed = _pack(x, scatter, sizes)[0] if x.is_meta else None  # counted as long as it is needed
+        self._work = None
+        if torch.compiler.is_compiling():
+            assert group.handle is not None
+            self._received = _all_at_once(x, scatter, list(sizes), self._numels, group.handle.group_name)
+            return
         number = next(_numbers)
         _groups[number] = group
         begin = _begin if launches_directly(x) else _begin_operator

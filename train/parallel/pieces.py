@@ -32,12 +32,16 @@ PIECE_TOKENS = 16_384
 def number_of_pieces(batch: int, frames: int, places: int, group: Group) -> int:
     """Returns in how many pieces the places of all ranks' tokens are best swapped. All ranks decide alike.
 
+    In a compiled graph nothing is under way while other things are computed: there it is one.
+
     Args:
         batch: Samples.
         frames: Of all ranks.
         places: Of a frame.
         group: The ranks.
     """
+    if torch.compiler.is_compiling():
+        return 1
     tokens = batch * frames * places // (PIECES * group.size)
     return PIECES if tokens >= PIECE_TOKENS and places >= PIECES * group.size else 1
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import InputError
+from tests.train.small_models import inputs, small_model
 from train.model.layout import LayoutFor, whole_layout
 from train.parallel.pieces import PIECE_TOKENS
 from train.parallel.ranks import Ranks
@@ -98,6 +99,30 @@ def what_cannot_be_spread_is_told(ranks: Ranks, _folder: Path) -> None:
             assert message in str(error), error
         else:
             raise AssertionError(message)
+
+
+def compiled_blocks_exchange_what_others_do(ranks: Ranks, _folder: Path) -> None:
+    layout_for = SequenceParallel(ranks.world_size).layout_for
+    for kind, mode, size in (
+        ("stdit-ti/2", "none", (4, 4, 6)),
+        ("stdit-ti/2", "selective", (1, 4, 6)),
+        ("dit-ti/2", "attention", (4, 4, 6)),
+    ):
+        results = []
+        for compiled in (False, True):
+            model = small_model(kind, activation_checkpointing=mode).to(ranks.device)
+            model.layout_for = layout_for
+            for block in model.transformer_blocks() if compiled else ():
+                block.compile(backend="aot_eager", fullgraph=True)
+            given = {name: value.to(ranks.device) for name, value in inputs(kind, size=size).items()}
+            with mock.patch("train.parallel.pieces.PIECE_TOKENS", 0):
+                out = model(**given)
+                out.square().mean().backward()
+            results.append([out.detach(), *(parameter.grad for parameter in model.parameters())])
+            for result in results[-1]:
+                dist.all_reduce(result)  # which rank has which places is another matter
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=lambda m, w=(kind, mode): f"{w}: {m}")
 
 
 def _one_head(ranks: Ranks) -> None:

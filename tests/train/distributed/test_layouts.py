@@ -14,13 +14,15 @@ from train.parallel import pieces
 from train.parallel.exchange import Group, _pack, _unpack, part_sizes
 from train.parallel.sequence import FramesLayout
 
+CHECKS = [*LAYOUT_CHECKS, "compiled_blocks_exchange_what_others_do"]
+
 
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return run_checks(LAYOUT_MODULE, LAYOUT_CHECKS, tmp_path_factory.mktemp("layouts"), num_ranks=2)
+    return run_checks(LAYOUT_MODULE, CHECKS, tmp_path_factory.mktemp("layouts"), num_ranks=2)
 
 
-@pytest.mark.parametrize("check", LAYOUT_CHECKS)
+@pytest.mark.parametrize("check", CHECKS)
 def test_on_two_ranks(on_two_ranks, check):
     assert on_two_ranks[check] == "ok"
 
