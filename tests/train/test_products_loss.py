@@ -1,5 +1,7 @@
 """The benchmark of what products in 8 bits cost in loss: the same samples in every way, and losses compared by step."""
 
+import dataclasses
+
 import pytest
 
 from shared.errors import InputError
@@ -13,8 +15,9 @@ from train.benchmark.products_loss import (
 )
 
 
-def test_products_in_8_bits_are_trained_on_what_those_in_bfloat16_were(ranks, small_cache, tmp_path):
-    config = ProductsLossBenchmark(
+@pytest.fixture
+def small(small_cache) -> ProductsLossBenchmark:
+    return ProductsLossBenchmark(
         cache=small_cache.url,
         model="stdit-ti/2",
         model_settings=("depth=1", "hidden_size=32", "num_heads=2"),
@@ -23,6 +26,10 @@ def test_products_in_8_bits_are_trained_on_what_those_in_bfloat16_were(ranks, sm
         batch_size=2,
         lr=1e-3,
     )
+
+
+def test_products_in_8_bits_are_trained_on_what_those_in_bfloat16_were(ranks, small):
+    config = small
     plain, again = (train_losses(config, ranks, Way(name="plain", seed=0)) for _ in range(2))
     assert plain == again
     float8 = train_losses(config, ranks, Way(name="8 bits", seed=0, products="float8"))
@@ -30,6 +37,13 @@ def test_products_in_8_bits_are_trained_on_what_those_in_bfloat16_were(ranks, sm
     assert float8[-1] != plain[-1]
     assert float8 == pytest.approx(plain, rel=0.02)
     assert other != pytest.approx(plain, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_step_that_is_not_finite_ends_the_comparison_be_it_the_last(ranks, small, steps):
+    config = dataclasses.replace(small, steps=steps, final_steps=1, lr=1e30)
+    with pytest.raises(InputError, match="8 bits: step 1 has no finite loss or gradient: use a smaller --lr"):
+        train_losses(config, ranks, Way(name="8 bits", seed=0, products="float8"))
 
 
 def test_every_run_is_compared_with_itself_or_one_before():

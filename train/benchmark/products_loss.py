@@ -28,7 +28,7 @@ from train.parallel.ranks import Ranks, join_ranks
 from train.parallel.zero import build_engine
 from train.schedules import learning_rate
 from train.setup import check_run
-from train.step import TrainingStep
+from train.step import StepResult, TrainingStep
 
 _LEFT_OUT: tuple[Kernel, ...] = ("modulation", "gelu")
 _LOGGED_EVERY = 50
@@ -160,10 +160,11 @@ def train_losses(config: ProductsLossBenchmark, ranks: Ranks, way: Way) -> list[
         for number, batch in enumerate(open_batches(run, ranks, first_step=0)):
             rate = learning_rate(number, options.optimiser, options.decay_steps)
             results.append(step.take(batch.to(ranks.device), rate))
-            if len(results) > 1 and not results[-2].applied:
-                raise InputError(f"{way.name}: step {number - 1} has no finite loss or gradient: use a smaller --lr")
+            if number:  # the verdict on this one is still being computed
+                _require_applied(way, number - 1, results[number - 1])
             if (number + 1) % _LOGGED_EVERY == 0:
                 print(f"  step {number + 1}: loss {results[-1].terms.loss.mean().item():.4f}", flush=True)
+    _require_applied(way, config.steps - 1, results[-1])
     losses: list[float] = torch.stack([result.terms.loss.mean() for result in results]).tolist()
     engine.destroy()
     del engine, model, step, results
@@ -171,6 +172,11 @@ def train_losses(config: ProductsLossBenchmark, ranks: Ranks, way: Way) -> list[
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
     return losses
+
+
+def _require_applied(way: Way, number: int, result: StepResult) -> None:
+    if not result.applied:
+        raise InputError(f"{way.name}: step {number} has no finite loss or gradient: use a smaller --lr")
 
 
 def compare(way: Way, losses: list[float], other: Way, reference: Sequence[float], *, final_steps: int) -> LossRow:
