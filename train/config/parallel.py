@@ -34,7 +34,8 @@ class ParallelOptions:
     """The attention kernel; None chooses by device and shape among those that are installed."""
     activation_checkpointing: MayChange[Checkpointing] = "none"
     """What of the blocks is computed again in the backward pass: nothing, what is cheap to compute, all but attention
-    to many tokens, or all; auto: as little as the device's memory allows, by the count of --dry-run."""
+    to many tokens and the MLP's second product, or all; auto: as little as the device's memory allows, by the count of
+    --dry-run."""
     checkpointed_blocks: MayChange[int | None] = None
     """How many blocks, from the first, do so; those after them keep more: with full what attention keeps, with
     attention what selective keeps, with selective everything. None: all do the same."""
