@@ -294,9 +294,11 @@ def test_auto_computes_again_only_what_the_memory_asks_for(ranks: Ranks) -> None
         measure(setting, ranks, QUICK, overrides=TINY, trace=None)
 
 
-def test_an_unknown_row_is_an_error() -> None:
-    with pytest.raises(InputError, match="expected the beginning of words of stdit-xl/2 16x256, "):
+def test_an_unknown_row_or_variant_is_an_error_that_lists_what_there_is() -> None:
+    with pytest.raises(InputError, match="expected the beginning of words of stdit-xl/2 16x256; .* 2 GPUs a sample; "):
         stdit.main(["--only", "17x17"])
+    with pytest.raises(InputError, match="variants plain ones: expected some of: plain; plain, cuDNN attention; "):
+        stdit.main(["--variants", "plain ones"])
     assert {row.model for row in STDIT if row.is_named(("dit", "stdit3"))} == {"dit-xl/2", "stdit3-xl/2"}
 
 

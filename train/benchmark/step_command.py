@@ -116,12 +116,12 @@ def _choose(config: StepBenchmark, settings: Sequence[Setting]) -> list[Setting]
             changes["checkpointing"] = config.checkpointing
         chosen.append(dataclasses.replace(setting, **changes))
     if not chosen:
-        rows = ", ".join(each.name for each in settings)
+        rows = "; ".join(each.name for each in settings)  # which have commas themselves, as variants do
         raise InputError(f"only {' '.join(config.only)}: expected the beginning of words of {rows}")
     with_variants = [setting for setting in chosen if setting.variants]
     if not with_variants:
         names = dict.fromkeys(variant.name for setting in settings for variant in setting.variants)
-        raise InputError(f"variants {', '.join(config.variants)}: the rows have {', '.join(names)}")
+        raise InputError(f"variants {', '.join(config.variants)}: expected some of: {'; '.join(names)}")
     return with_variants
 
 
