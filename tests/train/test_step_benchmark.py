@@ -247,6 +247,19 @@ def test_the_command_writes_json_and_a_table(tmp_path: Path, ranks: Ranks, monke
     assert output.with_suffix(".md").read_text().count("\n") == 7
 
 
+def test_the_folder_of_the_results_is_made_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="expected the beginning"):  # such a row is not there
+        stdit.main(["--output", str(tmp_path / "a" / "b" / "rows.json"), "--only", "none"])
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(InputError, match=r"--output .*/b is a folder: give the name of a JSON file"):
+        stdit.main(["--output", str(tmp_path / "a" / "b")])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"rows.json: its folder was not made \(.*\): give another"):
+        stdit.main(["--output", str(tmp_path / "file" / "rows.json")])
+
+
 def test_columns_that_no_row_fills_are_left_out_of_the_tables() -> None:
     row = StepRow(setting="a", variant="plain", batch=2, recomputed="none", step_ms=4.0, samples_per_second=500.0)
     text = tables([row, dataclasses.replace(row, variant="ours", step_ms=2.0, parts_ms={"time": 1.0})])

@@ -9,7 +9,6 @@ square. TFLOP/s are of the products without padding, the backward pass counted a
 Letters: B samples, N tokens, H heads, D width of a head.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from shared.errors import InputError
 from train.benchmark.attention_choice import ATTENTION_NAMES
 from train.benchmark.gpu_time import gpu_milliseconds
+from train.benchmark.results import make_room, write_results
 from train.model.attention import PACKAGES, AttentionBackend, attention, installed_packages
 
 _HEADS, _HEAD_WIDTH = 16, 72
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         InputError: without a GPU.
     """
     config = tyro.cli(AttentionBenchmark, prog="python -m train.benchmark attention", args=arguments)
+    make_room(config.output)
     if not torch.cuda.is_available():
         raise InputError("attention: expected a CUDA device, found none")
     torch.manual_seed(0)
@@ -101,8 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.output is not None:
         machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
         values = {"machine": machine, "missing": missing(), "rows": [asdict(row) for row in rows]}
-        config.output.write_text(json.dumps(values, indent=2) + "\n")
-        config.output.with_suffix(".md").write_text(text + "\n")
+        write_results(config.output, values, text)
     return 0
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from shared.cache.dataset import Cache
 from shared.errors import InputError
+from train.benchmark.results import make_room, write_results
 from train.chosen_rows import Selection
 from train.config import TrainConfig
 from train.diffusion.objective import bucket_draws, create_objective
@@ -116,6 +117,7 @@ class WindowRow:
 def main(arguments: Sequence[str]) -> int:
     """Trains, prints the tables, writes the results and returns the exit code."""
     config = tyro.cli(CodecLossBenchmark, prog="python -m train.benchmark codec_loss", args=arguments)
+    make_room(config.output)
     with join_ranks() as ranks:
         codecs, windows = _compare_codecs(config, ranks), _compare_windows(config, ranks)
     print(codec_table(codecs))
@@ -128,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
             "codecs": [asdict(row) for row in codecs],
             "windows": [asdict(row) for row in windows],
         }
-        config.output.write_text(json.dumps(results, indent=2) + "\n")
+        write_results(config.output, results)
     return 0
 
 

@@ -4,7 +4,6 @@ Times are of the GPU alone, from graphs of many calls. Bytes are those that must
 and gradient written once; captions count products instead.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from shared.errors import InputError
 from train.benchmark.gpu_time import gpu_milliseconds
+from train.benchmark.results import make_room, write_results
 from train.model.attention import AttentionBackend, KeyMask, caption_attention
 from train.ops.gelu import bias_gelu
 from train.ops.modulation import gate_add, gate_add_norm_modulate, norm_modulate
@@ -73,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         InputError: without a GPU.
     """
     config = tyro.cli(KernelBenchmark, prog="python -m train.benchmark kernels", args=arguments)
+    make_room(config.output)
     if not torch.cuda.is_available():
         raise InputError("kernels: expected a CUDA device, found none")
     torch.manual_seed(0)
@@ -89,8 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.output is not None:
         machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
         values = {"machine": machine, "copy_gigabytes_per_second": copy, "rows": [asdict(row) for row in rows]}
-        config.output.write_text(json.dumps(values, indent=2) + "\n")
-        config.output.with_suffix(".md").write_text(text + "\n")
+        write_results(config.output, values, text)
     return 0
 
 

@@ -27,6 +27,7 @@ from shared.codec import Codec
 from shared.errors import InputError
 from shared.spec import Bucket, VaeGeometry, latent_shape
 from train.benchmark.loader_rivals import READERS, WRITERS, drop_from_page_cache
+from train.benchmark.results import make_room, write_results
 
 _GEOMETRY = VaeGeometry(latent_channels=4, spatial_stride=8)
 _RAW, _OURS = "raw", "latentmill"
@@ -102,6 +103,7 @@ class Row:
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints the table, writes the results and returns the exit code."""
     config = tyro.cli(LoaderBenchmark, prog="python -m train.benchmark loader", args=arguments)
+    make_room(config.output)
     if config.cache is not None:
         results: dict[str, Any] = _measure_waits(config, config.cache)
         print(json.dumps(results, indent=2))
@@ -110,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
         print(_table(rows))
         results = {"config": _plain(config), "machine": _machine(), "rows": [asdict(row) for row in rows]}
     if config.output is not None:
-        config.output.write_text(json.dumps(results, indent=2) + "\n")
+        write_results(config.output, results)
     return 0
 
 

@@ -16,6 +16,7 @@ import tyro
 from shared.errors import InputError
 from train.benchmark.measuring import Benches, failed_row, measure_variant
 from train.benchmark.online_encoders import EncoderSizes, OnlineWork
+from train.benchmark.results import make_room
 from train.benchmark.step_command import MEASURED, write_rows
 from train.benchmark.step_report import tables
 from train.benchmark.step_settings import CACHED, ONLINE, WAYS, Setting
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     config = tyro.cli(
         OnlineBenchmark, prog="python -m train.benchmark online", args=arguments, description=ABOUT + MEASURED
     )
+    make_room(config.output)
     chosen = [each for each in ONLINE if each.is_named(config.only)]
     if not chosen:
         names = ", ".join(each.name for each in ONLINE)

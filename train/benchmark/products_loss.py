@@ -20,6 +20,7 @@ import tyro
 
 from shared.errors import InputError
 from train.batches import open_batches
+from train.benchmark.results import make_room, write_results
 from train.building import build_model
 from train.config import TrainConfig
 from train.config.parallel import Products
@@ -101,6 +102,7 @@ class LossRow:
 def main(arguments: Sequence[str]) -> int:
     """Trains, prints the table, writes the results and returns the exit code."""
     config = tyro.cli(ProductsLossBenchmark, prog="python -m train.benchmark products_loss", args=arguments)
+    make_room(config.output)
     rows: list[LossRow] = []
     losses: dict[Way, list[float]] = {}
     with join_ranks() as ranks:
@@ -220,5 +222,4 @@ def _write(config: ProductsLossBenchmark, ranks: Ranks, rows: Sequence[LossRow])
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
         "rows": [asdict(row) for row in rows],
     }
-    config.output.write_text(json.dumps(results, indent=2) + "\n")
-    config.output.with_suffix(".md").write_text(loss_table(rows, config.final_steps) + "\n")
+    write_results(config.output, results, loss_table(rows, config.final_steps))

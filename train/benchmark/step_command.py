@@ -1,7 +1,6 @@
 """``python -m train.benchmark images`` and ``stdit``: training steps a second, and where their time goes."""
 
 import dataclasses
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ import tyro
 from shared.errors import InputError
 from train.benchmark.measuring import measure
 from train.benchmark.one_rank import measure_one_rank
+from train.benchmark.results import make_room, write_results
 from train.benchmark.step_report import tables
 from train.benchmark.step_settings import Setting
 from train.benchmark.steps import StepRow, Timing
@@ -69,6 +69,7 @@ def run(name: str, settings: Sequence[Setting], arguments: Sequence[str], *, abo
     config = tyro.cli(
         StepBenchmark, prog=f"python -m train.benchmark {name}", args=arguments, description=about + MEASURED
     )
+    make_room(config.output)
     chosen = _choose(config, settings)
     rows: list[StepRow] = []
     with join_ranks() as ranks:
@@ -157,5 +158,4 @@ def write_rows(output: Path, name: str, rows: list[StepRow], world_size: int) ->
         "python": platform.python_version(),
     }
     values = {"benchmark": name, "machine": machine, "rows": [asdict(row) for row in rows]}
-    output.write_text(json.dumps(values, indent=2) + "\n")
-    output.with_suffix(".md").write_text(tables(rows) + "\n")
+    write_results(output, values, tables(rows))
