@@ -47,3 +47,13 @@ def small_config(small_cache: Cache, tmp_path: Path) -> TrainConfig:
         num_workers=0,
         peak_tflops=1.0,
     )
+
+
+@pytest.fixture
+def nothing_loaded() -> None:
+    """No library of FlashAttention 3.
+
+    PyTorch keeps a library's operators for good, so none can stand in for them in a process that has loaded it.
+    """
+    if hasattr(torch.ops.flash_attn_3, "fwd"):
+        pytest.skip("the library itself is loaded")

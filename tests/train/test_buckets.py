@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from train.parallel.buckets import cut_into_buckets
+from train.parallel.buckets import BUCKET_ELEMENTS, cut_into_buckets, largest_bucket
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -40,3 +40,11 @@ def test_a_rank_beyond_the_parameters_owns_no_bucket():
     assert [shared.held(rank, 2) for rank in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 4)]
     assert cut_into_buckets([3, 1], part=4, largest=9)[-1].owner == 0
     assert cut_into_buckets([], part=2, largest=9) == []
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 8, 9, 1000])
+def test_what_the_largest_bucket_holds_is_known_without_cutting(num_ranks):
+    total = 2**26
+    part = -(-total // num_ranks)
+    buckets = cut_into_buckets([total // 4] * 4, part=part, largest=BUCKET_ELEMENTS)
+    assert largest_bucket(total, part) == max(bucket.numel for bucket in buckets)

@@ -16,13 +16,6 @@ from train.model.attention import KeyMask, _varlen, automatic_backend, automatic
 from train.model.checkpointing import checkpointed
 
 
-@pytest.fixture
-def nothing_loaded() -> None:
-    """PyTorch keeps a library's operators for good, so none can stand in for them in a process that has loaded it."""
-    if hasattr(torch.ops.flash_attn_3, "fwd"):
-        pytest.skip("the library itself is loaded")
-
-
 @pytest.fixture(params=RESULTS)
 def kernels(request: pytest.FixtureRequest, nothing_loaded: None) -> Iterator[StandIn]:
     with standing_in(request.param) as stand_in:

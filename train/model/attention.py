@@ -33,6 +33,7 @@ from train.model import flash_attention_3
 from train.model.flash_attention_3_packed import flash_attention_3_packed
 from train.ops import caption_attention_op
 from train.ops.head_parts import fits_tiles
+from train.ops.packed import taken_apart
 from train.ops.reference import kernel_wanted
 
 AttentionBackend = Literal["flash-attn-3", "flash-attn", "cudnn", "flash", "efficient", "math"]
@@ -217,16 +218,6 @@ def interleaved_packed_attention(
     if _flash_3_takes(qkv, backend):
         return flash_attention_3_packed(qkv)
     return interleaved_attention(*taken_apart(qkv), backend=backend)
-
-
-def taken_apart(qkv: Float[Tensor, "*rows 3 H D"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns views of queries, keys and values: (*rows, H, D) each.
-
-    As parts of (rows, 3, H, D): PyTorch joins gradients of up to 4 dimensions in one pass.
-    """
-    rows = qkv.shape[:-3]
-    q, k, v = (part.view(*rows, *part.shape[1:]) for part in qkv.flatten(0, -4).unbind(1))
-    return q, k, v
 
 
 def interleaved_attention(

@@ -10,12 +10,8 @@ Letters: B batch, T frames, S tokens of a frame, H heads, P head width.
 from jaxtyping import Float
 from torch import Tensor
 
-from train.model.attention import (
-    AttentionBackend,
-    interleaved_attention,
-    interleaved_packed_attention,
-    taken_apart,
-)
+from train.model.attention import AttentionBackend, interleaved_attention, interleaved_packed_attention
+from train.ops.packed import taken_apart
 from train.ops.qk_norm import qk_norm
 from train.ops.reference import kernel_wanted
 from train.ops.time_attention import rotate

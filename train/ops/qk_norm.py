@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.ops import qk_norm_op
+from train.ops.packed import taken_apart
 from train.ops.qk_norm_op import RMS_NORM_EPS
 from train.ops.reference import kernel_wanted
 
@@ -29,11 +30,10 @@ def qk_norm(
         q_weight: Of the queries.
         k_weight: Of the keys.
     """
-    rows, shape = qkv.flatten(0, -4), qkv.shape[-1:]
     if kernel_wanted("qk_norm", qkv) and qkv.shape[-1] <= _WIDEST:
-        q, k, v = qk_norm_op.qk_norm(rows, q_weight, k_weight)
-    else:
-        q, k, v = rows.unbind(1)  # of 4 dimensions: PyTorch joins gradients of up to 4 in one pass
-        q, k = F.rms_norm(q, shape, q_weight, RMS_NORM_EPS), F.rms_norm(k, shape, k_weight, RMS_NORM_EPS)
-    q, k, v = (t.view(*qkv.shape[:-3], *t.shape[1:]) for t in (q, k, v))
-    return q, k, v
+        normed = qk_norm_op.qk_norm(qkv.flatten(0, -4), q_weight, k_weight)
+        q, k, v = (t.view(*qkv.shape[:-3], *t.shape[1:]) for t in normed)
+        return q, k, v
+    q, k, v = taken_apart(qkv)
+    shape = qkv.shape[-1:]
+    return F.rms_norm(q, shape, q_weight, RMS_NORM_EPS), F.rms_norm(k, shape, k_weight, RMS_NORM_EPS), v

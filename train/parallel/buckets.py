@@ -58,6 +58,16 @@ class Bucket:
         return slice(begin, end)
 
 
+def largest_bucket(total: int, part: int) -> int:
+    """Returns the values of the largest bucket.
+
+    Args:
+        total: Values of all parameters.
+        part: Values that each rank has.
+    """
+    return min(total if part < SHARED_BELOW else part, BUCKET_ELEMENTS)
+
+
 def cut_into_buckets(
     sizes: Sequence[int], *, part: int, largest: int, shared_below: int = SHARED_BELOW
 ) -> list[Bucket]:

@@ -9,7 +9,7 @@ Where gradients and steps are :mod:`train.parallel.lean_zero`'s, buckets are its
 from dataclasses import dataclass
 
 from train.config import OptimiserOptions, ParallelOptions
-from train.parallel.buckets import BUCKET_ELEMENTS, SHARED_BELOW, STAGING_BUFFERS, uses_buckets
+from train.parallel.buckets import STAGING_BUFFERS, largest_bucket, uses_buckets
 
 REDUCE_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's ``reduce_bucket_size``: gradients that are averaged together."""
@@ -97,7 +97,7 @@ def plan_memory(
         part = 0 if parallel.offload == "all" else -(-num_weights // world_size)
         weights = width * (part + min(num_weights, LIVE_ELEMENTS))
     if uses_buckets(parallel, optimiser):
-        bucket = width * min(num_trained if own < SHARED_BELOW else own, BUCKET_ELEMENTS)
+        bucket = width * largest_bucket(num_trained, own)
         sent_meanwhile = stage == 2 and world_size > 1
         staged = STAGING_BUFFERS * bucket if world_size > 1 else 0
         return MemoryPlan(
