@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.ops.launching import launches_directly
+from train.ops.launching import entry, launches_directly
 
 
 @cache
@@ -78,6 +78,9 @@ class _CaptionAttention(torch.autograd.Function):
         return _differentiate(ctx, grad)
 
 
+_directly = entry(_CaptionAttention)
+
+
 def caption_attention(q: Tensor, kv: Tensor, borders: Tensor | None) -> Tensor:
     """Returns the attention (B, N, H, P) of each sample's queries to its own keys.
 
@@ -95,7 +98,7 @@ def caption_attention(q: Tensor, kv: Tensor, borders: Tensor | None) -> Tensor:
     q, kv = q.contiguous(), kv.contiguous()
     out: Tensor
     if launches_directly(q):
-        out = _CaptionAttention.apply(q, kv, borders)
+        out = _directly(q, kv, borders)
     else:
         out, _ = _caption_attention(q, kv, borders)
     return out

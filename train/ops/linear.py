@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.ops.gelu import bias_gelu
+from train.ops.launching import entry
 from train.ops.reference import Kernel, kernel_wanted
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -43,17 +44,17 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _keep(ctx: Any, x: Tensor, weight: Tensor, *others: Tensor) -> None:
+def _keep(ctx: Any, x_shape: torch.Size, rows: Tensor, weight: Tensor, *others: Tensor) -> None:
     """Keeps what the gradients are computed from; of a frozen weight not the inputs, as PyTorch does."""
-    ctx.x_shape = x.shape
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, *others)
+    ctx.x_shape = x_shape
+    ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight, *others)
 
 
-def _grads(ctx: Any, product_grad: Tensor, x: Tensor, weight: Tensor, bias_grad: Tensor | None) -> Grads:
+def _grads(ctx: Any, product_grad: Tensor, rows: Tensor, weight: Tensor, bias_grad: Tensor | None) -> Grads:
     of_x, of_weight, _ = ctx.needs_input_grad
     return (
         product_grad.mm(weight).view(ctx.x_shape) if of_x else None,
-        product_grad.t().mm(_rows(x)) if of_weight else None,
+        product_grad.t().mm(rows) if of_weight else None,
         bias_grad,
     )
 
@@ -61,29 +62,34 @@ def _grads(ctx: Any, product_grad: Tensor, x: Tensor, weight: Tensor, bias_grad:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        _keep(ctx, x, weight)
-        return F.linear(_rows(x), weight, bias).view(*x.shape[:-1], -1)
+        shape, rows = x.shape, _rows(x)
+        _keep(ctx, shape, rows, weight)
+        return F.linear(rows, weight, bias).view(*shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        x, weight = ctx.saved_tensors
+        rows, weight = ctx.saved_tensors
         grad = _rows(grad).contiguous()
-        return _grads(ctx, grad, x, weight, _column_sums().column_sums(grad) if ctx.needs_input_grad[2] else None)
+        return _grads(ctx, grad, rows, weight, _column_sums().column_sums(grad) if ctx.needs_input_grad[2] else None)
 
 
 class _LinearGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        product = F.linear(_rows(x), weight)
-        _keep(ctx, x, weight, bias, product)
+        shape, rows = x.shape, _rows(x)
+        product = F.linear(rows, weight)
+        _keep(ctx, shape, rows, weight, bias, product)
         out: Tensor = _gelu().forward(product, bias)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        x, weight, bias, product = ctx.saved_tensors
+        rows, weight, bias, product = ctx.saved_tensors
         product_grad, bias_grad = _gelu().backward(_rows(grad).contiguous(), product, bias)
-        return _grads(ctx, product_grad, x, weight, bias_grad)
+        return _grads(ctx, product_grad, rows, weight, bias_grad)
+
+
+_linear, _linear_gelu = entry(_Linear), entry(_LinearGelu)
 
 
 def _by_function(kernel: Kernel, x: Tensor, bias: Tensor) -> bool:
@@ -95,7 +101,7 @@ def linear(
 ) -> Float[Tensor, "... O"]:
     """Returns ``x weight^T + bias``, computed on rows in two dimensions."""
     if _by_function("linear", x, bias):
-        out: Tensor = _Linear.apply(x, weight, bias)
+        out: Tensor = _linear(x, weight, bias)
         return out
     return F.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
 
@@ -105,7 +111,7 @@ def linear_gelu(
 ) -> Float[Tensor, "... O"]:
     """Returns ``GELU(x weight^T + bias)``, by the tanh formula, computed on rows in two dimensions."""
     if _by_function("gelu", x, bias):
-        out: Tensor = _LinearGelu.apply(x, weight, bias)
+        out: Tensor = _linear_gelu(x, weight, bias)
         return out
     rows = x.flatten(0, -2)
     if kernel_wanted("gelu", x) and bias.dtype == x.dtype:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from train.ops.float8 import Float8Rows
-from train.ops.launching import launches_directly
+from train.ops.launching import entry, launches_directly
 
 LAYER_NORM_EPS = 1e-6
 
@@ -157,6 +157,9 @@ class _ModulatedResidual(torch.autograd.Function):
         return None, *_gradients(ctx, *grads)
 
 
+_directly = entry(_ModulatedResidual)
+
+
 def modulated_residual(
     x: Tensor,
     h: Tensor | None,
@@ -179,7 +182,7 @@ def modulated_residual(
         raise TypeError(f"x is {x.dtype} and what is added to it {h.dtype}: the kernels take one type; convert one")
     x, h = x.contiguous(), None if h is None else h.contiguous()
     if launches_directly(x):
-        return _ModulatedResidual.apply(rows, x, h, gate, shift, scale)
+        return _directly(rows, x, h, gate, shift, scale)
     assert rows is None
     residual, out, _ = _modulated_residual(x, h, gate, shift, scale)
     return residual, residual, out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from train.ops.head_parts import fits_tiles
-from train.ops.launching import launches_directly
+from train.ops.launching import entry, launches_directly
 
 MOST_FRAMES = 64
 """The longest sequences that the kernels take: a tile holds whole ones."""
@@ -102,11 +102,14 @@ class _TimeAttention(torch.autograd.Function):
         return _differentiate(ctx, grad)
 
 
+_directly = entry(_TimeAttention)
+
+
 def time_attention(
     qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, rope: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """Returns what :func:`train.ops.time_attention.time_attention` does, for what :func:`takes` allows."""
     cosines, sines = (None, None) if rope is None else (rope[0].contiguous(), rope[1].contiguous())
-    operation = _TimeAttention.apply if launches_directly(qkv) else _time_attention
+    operation = _directly if launches_directly(qkv) else _time_attention
     out: Tensor = operation(qkv.contiguous(), q_norm, k_norm, cosines, sines)
     return out

@@ -222,6 +222,42 @@ def test_partial_sums_are_added(size: tuple[int, ...]) -> None:
     torch.testing.assert_close(add_partial_sums(partial, out), partial.sum(1).bfloat16())
 
 
+def test_a_kernel_is_launched_again_past_tritons_python_but_for_a_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import knobs
+    from triton.compiler.compiler import CompiledKernel
+
+    from train.ops.partial_sums_kernels import add_partial_sums
+
+    by_triton, profiled = [], []
+    describe = CompiledKernel.launch_metadata
+    monkeypatch.setattr(
+        CompiledKernel, "launch_metadata", lambda self, *rest: by_triton.append(self.name) or describe(self, *rest)
+    )
+    partial, out = torch.ones(1, 19, 83, device="cuda"), torch.empty(83, device="cuda")  # a size of no other test
+    for times in range(1, 4):
+        assert add_partial_sums(partial.fill_(times), out).tolist() == [19 * times] * 83
+    assert len(by_triton) == 1
+    knobs.runtime.launch_enter_hook.add(profiled.append)
+    try:
+        assert add_partial_sums(partial.fill_(4), out).tolist() == [76] * 83
+    finally:
+        knobs.runtime.launch_enter_hook.remove(profiled.append)
+    assert (len(by_triton), len(profiled)) == (2, 1)
+
+
+def test_a_kernel_is_launched_again_on_the_stream_that_is_current_then() -> None:
+    from train.ops.partial_sums_kernels import add_partial_sums
+
+    partial, out = torch.zeros(1, 19, 84, device="cuda"), torch.empty(84, device="cuda")
+    add_partial_sums(partial, out)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)  # some 30 ms
+        partial.fill_(1)
+        add_partial_sums(partial, out)
+        assert out.tolist() == [19] * 84
+
+
 def test_tensors_that_begin_anywhere_are_taken_after_those_that_begin_at_16_bytes() -> None:
     torch.manual_seed(0)
     x, shift, scale = _random(2, 3, 5, 72).bfloat16(), *_random(2, 2, 1, 72).bfloat16()
