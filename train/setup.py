@@ -53,6 +53,8 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     """
     if config.parallel.products == "float8":
         require_float8_units(ranks.device)
+    if config.parallel.cuda_graphs and ranks.device.type != "cuda":
+        raise InputError(f"cuda_graphs needs a GPU, found {ranks.device.type}: leave it out")
     run = plan_run(
         config,
         data_rank=ranks.data_rank,

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from train.conditions import draw_frame_mask
+from train.conditions import denoiser, draw_frame_mask
 from train.data import Batch
 from train.diffusion.frame_masks import MaskStrategy
 from train.diffusion.objective import Objective
 from train.diffusion.terms import LossTerms
 from train.loss import batch_loss
+from train.model.transformer import DiffusionTransformer
 from train.ops.cpu_bfloat16 import bfloat16_products
 from train.parallel.master_weights import Following
 from train.parallel.verdict import Verdict
 from train.parallel.zero import take_step
+from train.pass_graphs import PassGraphs, PassInputs, Recorder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,25 +47,49 @@ class TrainingStep:
         objective: What it is trained for.
         accumulation: Parts in which a batch is computed.
         mask_ratios: How often frames are given rather than made, and which; None: never.
+        recorder: Where forward and backward passes are to run as graphs, what records them: only where gradients are
+            :class:`train.parallel.lean_zero.LeanZero`'s. None: they are launched operation by operation.
     """
 
     def __init__(
         self,
         engine: Any,
-        model: nn.Module,
+        model: DiffusionTransformer,
         objective: Objective,
         *,
         accumulation: int = 1,
         mask_ratios: Mapping[MaskStrategy, float] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._engine, self._model, self._objective = engine, model, objective
         self._accumulation, self._mask_ratios = accumulation, mask_ratios
+        self._wants_size = getattr(model, "wants_size", False)
+        self._graphs = None if recorder is None else PassGraphs(self._fixed_pass, engine.lean_zero, recorder)
 
     def loss(self, batch: Batch) -> LossTerms:
         """Returns the loss of each sample of a batch on the model's device."""
-        frame_mask = None if self._mask_ratios is None else draw_frame_mask(batch, self._mask_ratios)
-        wants_size = getattr(self._model, "wants_size", False)
-        return batch_loss(self._engine, self._objective, batch, wants_size=wants_size, frame_mask=frame_mask)
+        mask = self._frame_mask(batch)
+        return batch_loss(self._engine, self._objective, batch, wants_size=self._wants_size, frame_mask=mask)
+
+    def _frame_mask(self, batch: Batch) -> Tensor | None:
+        return None if self._mask_ratios is None else draw_frame_mask(batch, self._mask_ratios)
+
+    def _pass(self, batch: Batch) -> LossTerms:
+        """Returns the loss of each sample of a batch, after the backward pass."""
+        if self._graphs is not None:
+            length = self._model.config.model_max_length
+            return self._graphs.run(PassInputs.of_batch(batch, self._frame_mask(batch), length))
+        terms = self.loss(batch)
+        self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
+        return _detached(terms)
+
+    def _fixed_pass(self, inputs: PassInputs) -> LossTerms:
+        """The same of inputs that hold all that the host decides: nothing here asks it."""
+        denoise = denoiser(self._engine, inputs.conditions, wants_size=self._wants_size)
+        frame_mask = inputs.conditions.frame_mask
+        terms = self._objective.loss(denoise, inputs.x0, inputs.u, inputs.noise, frame_mask=frame_mask)
+        self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
+        return _detached(terms)
 
     def take(self, batch: Batch, lr: float, following: Following | None = None) -> StepResult:
         """Takes one step, unless its loss or gradient is no finite number on any rank. All ranks call it.
@@ -78,11 +104,9 @@ class TrainingStep:
         parts = []
         for index, part in enumerate(batch.split(self._accumulation)):
             with bfloat16_products(batch.latents.device):
-                terms = self.loss(part)
-                self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
+                parts.append(self._pass(part))
             if index + 1 < self._accumulation:
                 self._engine.step()  # counts the part; the optimiser's step comes after the last
-            parts.append(terms)
         norm, verdict = take_step(self._engine, self._model, following)
         return StepResult(terms=_joined(parts), grad_norm=norm, verdict=verdict)
 
@@ -95,8 +119,12 @@ def _poisoned_unless_finite(loss: Tensor) -> Tensor:
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
+def _detached(terms: LossTerms) -> LossTerms:
+    return LossTerms(loss=terms.loss.detach(), parts={name: values.detach() for name, values in terms.parts.items()})
+
+
 def _joined(terms: list[LossTerms]) -> LossTerms:
     return LossTerms(
-        loss=torch.cat([each.loss.detach() for each in terms]),
-        parts={name: torch.cat([each.parts[name].detach() for each in terms]) for name in terms[0].parts},
+        loss=torch.cat([each.loss for each in terms]),
+        parts={name: torch.cat([each.parts[name] for each in terms]) for name in terms[0].parts},
     )

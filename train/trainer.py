@@ -22,6 +22,7 @@ from train.not_finite import NotFiniteGuard
 from train.open_index import prepare_source
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
+from train.pass_graphs import CudaRecorder
 from train.peak import Peak, find_peak
 from train.planning.dry_run import largest_buckets, plan_bucket, require_memory
 from train.planning.fitting import device_memory, fit_checkpointing
@@ -107,7 +108,12 @@ class Trainer:
         engine, masters = build_engine(model, config, ranks.device, ranks.world_size)
         accumulation = config.optimiser.gradient_accumulation
         self._step = TrainingStep(
-            engine, model, run.objective, accumulation=accumulation, mask_ratios=config.diffusion.mask_shares
+            engine,
+            model,
+            run.objective,
+            accumulation=accumulation,
+            mask_ratios=config.diffusion.mask_shares,
+            recorder=CudaRecorder() if config.parallel.cuda_graphs else None,
         )
         decay = config.optimiser.ema_decay
         self._ema = Ema(masters, decay) if decay is not None else None
@@ -146,7 +152,8 @@ class Trainer:
             f"{config.architecture.model}: {self._num_parameters / 1e6:.1f} M parameters, {parallel.computed_in}, "
             f"ZeRO {parallel.zero_stage}, {ranks.world_size} x {ranks.device.type}{self._sharing()}, "
             f"batch {self._batch_sizes()}, "
-            f"attention {attention}, activation checkpointing {parallel.recomputation}; "
+            f"attention {attention}, activation checkpointing {parallel.recomputation}"
+            f"{', CUDA graphs' * parallel.cuda_graphs}; "
             f"{counted(self._run.plan.num_samples, 'sample')} an epoch; "
             f"peak {peak.tflops:.3g} TFLOP/s a device ({peak.source}); steps {first_step} to {config.steps}"
         )

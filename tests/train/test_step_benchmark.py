@@ -127,7 +127,7 @@ def test_blocks_that_stand_for_more_do_what_those_of_the_whole_model_do_that_com
 
     def chosen(gib: float, blocks: int | None) -> str:
         bench = Bench(setting, ranks, {**TINY, "depth": 4, "hidden_size": 64}, blocks, device_memory_gib=gib)
-        bench.recompute_for(FUSED)
+        bench.set_up(FUSED)
         bench.close()
         return str(bench.recomputation)
 
@@ -299,7 +299,7 @@ def test_auto_computes_again_only_what_the_memory_asks_for(ranks: Ranks) -> None
     setting = _tiny("stdit-xl/2 16x256", checkpointing="auto")
     for gib, expected in ((80, "none"), (0.1, "full")):
         bench = Bench(setting, ranks, TINY, None, device_memory_gib=gib)
-        bench.recompute_for(FUSED)
+        bench.set_up(FUSED)
         assert {block.checkpointing for block in bench.model.transformer_blocks()} == {expected}
         bench.step()
         bench.close()

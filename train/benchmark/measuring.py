@@ -114,8 +114,8 @@ def measure(
 
 
 def different_variants(setting: Setting, overrides: dict[str, Any], device: torch.device) -> Sequence[Variant]:
-    """Returns the variants of a setting without that of cuDNN's attention, if ours takes that by itself, and without
-    products in 8 bits where the device has no units for them.
+    """Returns the variants of a setting without that of cuDNN's attention, if ours takes that by itself, without
+    products in 8 bits where the device has no units for them, and without graphs on a CPU.
 
     Args:
         setting: What is trained.
@@ -127,7 +127,9 @@ def different_variants(setting: Setting, overrides: dict[str, Any], device: torc
     return tuple(
         variant
         for variant in setting.variants
-        if not (variant is FUSED_CUDNN and same) and (not variant.float8 or has_float8_units(device))
+        if not (variant is FUSED_CUDNN and same)
+        and (not variant.float8 or has_float8_units(device))
+        and (not variant.graphs or device.type == "cuda")
     )
 
 
@@ -157,7 +159,7 @@ def measure_variant(
     memory = ranks.maximum(torch.cuda.max_memory_allocated() / 2**30) if on_gpu else None
     with running_as(bench.model, variant), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing")
-        parts = bench.parts()
+        parts = {} if variant.graphs else bench.parts()
         if trace is not None and ranks.is_first:
             _keep_trace(bench, trace / f"{setting.name} {variant.name}.json".replace("/", "-").replace(" ", "_"))
         elif trace is not None:
@@ -193,7 +195,7 @@ def measure_variant(
 
 
 def _seconds(bench: Bench, variant: Variant, timing: Timing) -> float:
-    bench.recompute_for(variant)
+    bench.set_up(variant)
     with running_as(bench.model, variant):
         return bench.seconds(timing)
 

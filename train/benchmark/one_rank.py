@@ -28,8 +28,8 @@ def measure_one_rank(
     timing: Timing,
     model_settings: tuple[str, ...],
     device_memory_gib: float | None,
-) -> StepRow:
-    """Returns the row of one rank with the model, size and batch of a setting. All ranks call it.
+) -> list[StepRow]:
+    """Returns the rows of one rank with the model, size and batch of a setting. All ranks call it.
 
     Args:
         name: Of the benchmark.
@@ -42,21 +42,21 @@ def measure_one_rank(
     Raises:
         InputError: if that process fails.
     """
-    mine = ranks.agree(lambda: _run(name, setting, timing, model_settings, device_memory_gib) if ranks.is_first else {})
-    return StepRow(**ranks.from_first(mine))
+    mine = ranks.agree(lambda: _run(name, setting, timing, model_settings, device_memory_gib) if ranks.is_first else [])
+    return [StepRow(**row) for row in ranks.from_first(mine)]
 
 
 def _run(
     name: str, setting: Setting, timing: Timing, model_settings: tuple[str, ...], device_memory_gib: float | None
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     environment = {
         key: value for key, value in os.environ.items() if key not in _LAUNCHER and not key.startswith(_LAUNCHERS_OWN)
     }
-    (variant,) = setting.variants
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "one.json"
         command = [sys.executable, "-m", "train.benchmark", name, "--output", str(output)]
-        command += ["--only", f"{setting.model} {setting.frames}x{setting.size}", "--variants", variant.name]
+        command += ["--only", f"{setting.model} {setting.frames}x{setting.size}", "--variants"]
+        command += [variant.name for variant in setting.variants]
         command += ["--batch", str(setting.batch), "--warmup", str(timing.warmup), "--steps", str(timing.steps)]
         command += ["--checkpointing", setting.checkpointing]
         if device_memory_gib is not None:
@@ -66,6 +66,5 @@ def _run(
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"{setting.name}: the same on one GPU did not run: {done.stderr[-600:]}")
-        (row,) = json.loads(output.read_text())["rows"]
-        result: dict[str, Any] = row
-        return result
+        rows: list[dict[str, Any]] = json.loads(output.read_text())["rows"]
+        return rows

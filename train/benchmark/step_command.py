@@ -86,7 +86,7 @@ def run(name: str, settings: Sequence[Setting], arguments: Sequence[str], *, abo
 def _measure(name: str, setting: Setting, ranks: Ranks, config: StepBenchmark) -> list[StepRow]:
     alone = []
     if setting.against_one:
-        alone = [measure_one_rank(name, setting, ranks, config.timing, config.model_settings, config.device_memory_gib)]
+        alone = measure_one_rank(name, setting, ranks, config.timing, config.model_settings, config.device_memory_gib)
     found = measure(
         setting,
         ranks,
@@ -95,11 +95,13 @@ def _measure(name: str, setting: Setting, ranks: Ranks, config: StepBenchmark) -
         trace=config.profile,
         device_memory_gib=config.device_memory_gib,
     )
-    if alone and not alone[0].error:
-        one = alone[0].tokens_per_second
-        found = [
-            dataclasses.replace(row, times_one_rank=ranks.world_size * row.tokens_per_second / one) for row in found
-        ]
+    of_one = {row.variant: row.tokens_per_second for row in alone if not row.error}
+    found = [
+        dataclasses.replace(row, times_one_rank=ranks.world_size * row.tokens_per_second / of_one[row.variant])
+        if row.variant in of_one
+        else row
+        for row in found
+    ]
     return alone + found
 
 

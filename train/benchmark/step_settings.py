@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from train.benchmark.variants import FUSED, FUSED_CUDNN, FUSED_FLOAT8, PLAIN, Variant
+from train.benchmark.variants import (
+    FUSED,
+    FUSED_CUDNN,
+    FUSED_FLOAT8,
+    FUSED_FLOAT8_GRAPHS,
+    FUSED_GRAPHS,
+    PLAIN,
+    Variant,
+)
 from train.config.parallel import Checkpointing
 from train.ops.reference import KERNELS
 
@@ -78,6 +86,7 @@ IMAGES = (
             Variant(name="plain, fused modulation", kernels=("modulation",), backend="flash", transposes=True),
             FUSED,
             FUSED_FLOAT8,
+            FUSED_FLOAT8_GRAPHS,
         ),
     ),
     Setting(model="dit-xl/2", frames=1, size=256, batch=128, published=175),
@@ -95,7 +104,9 @@ _EACH_PART = (
     ),
     FUSED,
     FUSED_CUDNN,
+    FUSED_GRAPHS,
     FUSED_FLOAT8,
+    FUSED_FLOAT8_GRAPHS,
 )
 
 STDIT = (
@@ -108,7 +119,14 @@ STDIT = (
     Setting(
         model="dit-xl/2", frames=256, size=512, batch=1, checkpointing="auto", blocks=4, variants=(FUSED, FUSED_CUDNN)
     ),  # without the plain form: a step takes long, and nothing was published for it
-    Setting(model="stdit3-xl/2", frames=16, size=256, batch=4, checkpointing="auto"),
+    Setting(
+        model="stdit3-xl/2",
+        frames=16,
+        size=256,
+        batch=4,
+        checkpointing="auto",
+        variants=(PLAIN, FUSED, FUSED_CUDNN, FUSED_GRAPHS),
+    ),
     Setting(
         model="stdit-xl/2",
         frames=256,
@@ -126,7 +144,7 @@ STDIT = (
         size=256,
         batch=8,
         published=28_000,
-        variants=(FUSED,),
+        variants=(FUSED, FUSED_GRAPHS),
         num_ranks=2,
         against_one=True,
     ),

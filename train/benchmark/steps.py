@@ -32,6 +32,7 @@ from train.model.flops import training_flop
 from train.parallel.ranks import Ranks
 from train.parallel.verdict import Verdict
 from train.parallel.zero import build_engine
+from train.pass_graphs import CudaRecorder
 from train.peak import synchronize
 from train.planning.fitting import device_memory
 from train.step import TrainingStep
@@ -78,7 +79,7 @@ class StepRow:
     peak_memory_gib: float | None = None
     """Of the rank that took most, with the blocks that ran; None on a CPU."""
     parts_ms: dict[str, float] = field(default_factory=dict)
-    """From steps of their own, with events around each part."""
+    """From steps of their own, with events around each part; of graphs there are none."""
     scaled_from_blocks: int | None = None
     """Set where fewer blocks ran, and time was scaled to all."""
     launching_ms: float | None = None
@@ -138,7 +139,7 @@ class Bench:
         self.recomputation = Recomputation(mode="none")
         self._engine, masters = build_engine(self.model, run, ranks.device, ranks.world_size)
         self._objective = create_objective(None, model=setting.model, spatial_stride=SPATIAL_STRIDE)
-        self._step = TrainingStep(self._engine, self.model, self._objective)
+        self._step = self._steps_of(graphs=False)
         assert run.optimiser.ema_decay is not None
         self._ema = Ema(masters, run.optimiser.ema_decay)
         self._lr = run.optimiser.lr
@@ -156,8 +157,9 @@ class Bench:
         frames, rows, columns = self.whole.grid(self.setting.latent_size)
         return frames * rows * columns
 
-    def recompute_for(self, variant: Variant) -> None:
-        """Has the blocks compute again what the setting says: for ``auto``, the least with which a variant fits.
+    def set_up(self, variant: Variant) -> None:
+        """Has steps launched as a variant says, and the blocks compute again what the setting says: for ``auto``, the
+        least with which the variant fits.
 
         What fits is of the whole model. Where only some of its blocks run, all do what its first ones do, which compute
         most again: scaled to the whole, they are never better than it.
@@ -170,6 +172,11 @@ class Bench:
         if self.config != self.whole:
             self.recomputation = Recomputation(mode=self.recomputation.mode)
         self.model.checkpoint_blocks(self.recomputation)
+        self._step = self._steps_of(graphs=variant.graphs)
+        free_memory()  # of graphs that another variant had
+
+    def _steps_of(self, *, graphs: bool) -> TrainingStep:
+        return TrainingStep(self._engine, self.model, self._objective, recorder=CudaRecorder() if graphs else None)
 
     def _fitted(self, variant: Variant) -> Recomputation:
         setting = self.setting

@@ -32,6 +32,8 @@ class Variant:
     """Whether tokens are copied between the orders of space and time, as the published code does."""
     float8: bool = False
     """Whether products over tokens are computed in 8 bits."""
+    graphs: bool = False
+    """Whether passes are launched as CUDA graphs; see :mod:`train.pass_graphs`."""
 
 
 PLAIN = Variant(name="plain", kernels=(), backend="flash", transposes=True)
@@ -42,6 +44,12 @@ FUSED_CUDNN = Variant(name="ours, cuDNN attention", kernels=KERNELS, backend="cu
 """The same without FlashAttention 3."""
 FUSED_FLOAT8 = Variant(name="ours, FP8 products", kernels=KERNELS, backend=None, float8=True)
 """With ``--products float8``. MFU is of the bfloat16 peak, here too."""
+FUSED_GRAPHS = Variant(name="ours, CUDA graphs", kernels=KERNELS, backend=None, graphs=True)
+"""With ``--cuda-graphs``."""
+FUSED_FLOAT8_GRAPHS = Variant(
+    name="ours, FP8 products, CUDA graphs", kernels=KERNELS, backend=None, float8=True, graphs=True
+)
+"""With both."""
 
 
 class _TransposingLayout(WholeLayout):

@@ -25,6 +25,9 @@ class ParallelOptions:
     products: MayChange[Products | None] = None
     """float8: compute the products of blocks over tokens in 8 bits (e4m3, a scale a row), but for the gradients of
     weights, which stay bfloat16's; on GPUs from Ada and Hopper on. None: in the precision above."""
+    cuda_graphs: MayChange[bool] = False
+    """Record the forward and backward passes of each bucket, and launch them at once: faster where the thread that
+    launches is the limit (small batches, slow hosts, products in 8 bits). On GPUs, at ZeRO stage 1 or 2."""
     sequence_parallel: MayChange[int] = 1
     """Neighbouring ranks that share the tokens of the same samples; it must divide the number of ranks."""
     offload: MayChange[Offload] = "none"
@@ -68,5 +71,10 @@ class ParallelOptions:
             )
         if self.offload != "none" and self.zero_stage == 0:
             raise InputError(f"offload={self.offload} does nothing at zero_stage=0: use stage 1 or more")
+        if self.cuda_graphs and (self.zero_stage not in (1, 2) or self.offload != "none"):
+            raise InputError(
+                f"cuda_graphs needs zero_stage 1 or 2 and no offload, found zero_stage={self.zero_stage}, offload="
+                f"{self.offload}: leave it out"
+            )
         if self.offload == "all" and self.zero_stage != 3:
             raise InputError(f"offload=all needs zero_stage=3, found {self.zero_stage}: use it, or --offload optimizer")

@@ -78,6 +78,8 @@ class TrainConfig:
                 f"gradient_accumulation={parts} would add gradients up in bfloat16 at zero_stage=0: use stage 1, or "
                 "float32"
             )
+        if parts > 1 and self.parallel.cuda_graphs:
+            raise InputError(f"cuda_graphs does not go with gradient_accumulation={parts}: leave one of them out")
         if (self.cache is None) == (self.encoding.online is None):
             found = "neither" if self.cache is None else "both"
             raise InputError(f"--cache and --online: found {found}: expected one of them, the source of the batches")

@@ -157,12 +157,15 @@ class Recomputation:
 
 
 def checkpointed(function: Callable[..., Any], mode: ActivationCheckpointing) -> Callable[..., Any]:
-    """Returns ``function`` so that its backward pass keeps what ``mode`` says. Without gradients it is as it was."""
+    """Returns ``function`` so that its backward pass keeps what ``mode`` says. Without gradients it is as it was.
+
+    It must draw nothing at random, as no block does: computed again, it would draw anew.
+    """
     if mode == "none":
         return function
     kept = _KEPT.get(mode)
     if torch.compiler.is_compiling():  # where products are as the device has them
-        plain = partial(checkpoint, function, use_reentrant=False)
+        plain = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
         return plain if kept is None else partial(plain, context_fn=kept)
     contexts = checkpoint_contexts if kept is None else _with_same_products(kept)
-    return partial(checkpoint, function, use_reentrant=False, context_fn=contexts)
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)

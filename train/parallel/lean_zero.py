@@ -24,9 +24,12 @@ from deepspeed.runtime.utils import all_gather_dp_groups
 from torch import Tensor
 
 from train.ops.adamw import AdamWSettings, adamw_step, step_factors
-from train.parallel.buckets import BUCKET_ELEMENTS, SHARED_BELOW, STAGING_BUFFERS, Bucket, Slice, cut_into_buckets
+from train.parallel.buckets import BUCKET_ELEMENTS, SHARED_BELOW, STAGING_BUFFERS, Slice, cut_into_buckets
 from train.parallel.master_weights import Following
 from train.parallel.verdict import Verdict
+
+Gathered = tuple[tuple[int, Tensor], ...]
+"""Gradients of what a rank owns, and where each begins in that."""
 
 
 class LeanZero:
@@ -56,8 +59,10 @@ class LeanZero:
         zero.overlapping_partition_gradients_reduce_epilogue = lambda: None
         zero.step = self._step
         if self._num_ranks > 1 and engine.zero_optimization_stage() == 2:
-            zero.overlapping_partition_gradients_reduce_epilogue = self._gather_rest
+            zero.overlapping_partition_gradients_reduce_epilogue = self.gather_rest
             self._gather_as_they_come()
+        self._places: dict[int, Tensor] = {}
+        """By bucket, where what this rank owns of it is gathered; the others get new memory each time."""
         self._begin()
         self.norm = torch.zeros(())
         """Of the last step's gradient before clipping, over all ranks."""
@@ -72,9 +77,26 @@ class LeanZero:
         self._missing = [len(bucket.slices) for bucket in self._buckets]
         self._pieces: list[tuple[int, Tensor]] = []
         """Gradients of what this rank owns, and where they begin in that."""
-        self._under_way: deque[tuple[dist.Work, Tensor | None, Bucket]] = deque()
-        """Sums that have begun; the buffer that is free after them; and of which bucket they are."""
+        self._under_way: deque[tuple[dist.Work, Tensor | None, int]] = deque()
+        """Sums that have begun; the buffer that is free after them; and the bucket's number."""
         self._staging: list[Tensor] = []
+
+    def keep_places(self) -> None:
+        """From here on gathers what this rank owns to the same places, so that what is recorded writes there."""
+        like = self._parameters[0]
+        for number, bucket in enumerate(self._buckets):
+            own = bucket.held(self._rank, self._part)
+            if own.start < own.stop and number not in self._places:
+                self._places[number] = torch.empty(own.stop - own.start, dtype=like.dtype, device=like.device)
+
+    def gathered(self) -> Gathered:
+        """Returns the gradients that are gathered: all that this rank owns once :meth:`gather_rest` has run."""
+        return tuple(self._pieces)
+
+    def have_gathered(self, gathered: Gathered) -> None:
+        """Takes it that gradients have come to their places without hooks and gathering here."""
+        self._pieces = list(gathered)
+        self._num_gathered = len(self._buckets)
 
     def _last_bucket_of_each(self) -> list[list[Tensor]]:
         """Returns, by bucket, the parameters whose gradients are wholly gathered with it."""
@@ -99,7 +121,8 @@ class LeanZero:
 
             parameter.register_post_accumulate_grad_hook(arrived)
 
-    def _gather_rest(self) -> None:
+    def gather_rest(self) -> None:
+        """Gathers the gradients that are not yet, and lets the device wait for all sums."""
         while self._num_gathered < len(self._buckets):
             self._gather_next()
         while self._under_way:
@@ -109,16 +132,17 @@ class LeanZero:
     @torch.no_grad()
     def _gather_next(self) -> None:
         """Gathers a bucket, and begins to sum it on its owners: all ranks in the same order."""
-        bucket = self._buckets[self._num_gathered]
+        number = self._num_gathered
+        bucket = self._buckets[number]
         parts = [self._gradient(part) for part in bucket.slices]
         if bucket.owner == self._rank:
-            values, staged = torch.cat(parts), None
+            values, staged = torch.cat(parts, out=self._places.get(number)), None
             self._pieces.append((bucket.start - self._rank * self._part, values))
         else:
             staged = self._free_buffer(parts[0])
             values = torch.cat(parts, out=staged[: bucket.numel])
         del parts
-        for parameter in self._freed_after[self._num_gathered]:
+        for parameter in self._freed_after[number]:
             parameter.grad = None
         self._num_gathered += 1
         if self._num_ranks > 1:
@@ -128,17 +152,20 @@ class LeanZero:
                 owner = bucket.owner if self._group is None else dist.get_global_rank(self._group, bucket.owner)
                 work = dist.reduce(values, owner, group=self._group, async_op=True)
             assert work is not None
-            self._under_way.append((work, staged, bucket))
+            self._under_way.append((work, staged, number))
 
     def _finish_next(self) -> None:
         """Lets the device wait for the oldest sum; of a bucket of several ranks, takes out what this one owns."""
-        work, staged, bucket = self._under_way.popleft()
+        work, staged, number = self._under_way.popleft()
         work.wait()
         if staged is None:
             return
+        bucket = self._buckets[number]
         own = bucket.held(self._rank, self._part)
         if bucket.owner is None and own.start < own.stop:
-            self._pieces.append((bucket.start + own.start - self._rank * self._part, staged[own].clone()))
+            place = self._places.get(number)
+            values = staged[own].clone() if place is None else place.copy_(staged[own])
+            self._pieces.append((bucket.start + own.start - self._rank * self._part, values))
         self._staging.append(staged)
 
     def _gradient(self, part: Slice) -> Tensor:
@@ -162,7 +189,7 @@ class LeanZero:
     @torch.no_grad()
     def _step(self, closure: None = None) -> None:
         """Takes the step, if the gradient's norm is finite; leaves :attr:`norm` and :attr:`verdict`."""
-        self._gather_rest()
+        self.gather_rest()
         zero, (options,) = self._zero, self._zero.optimizer.param_groups
         settings = AdamWSettings(
             lr=options["lr"], betas=options["betas"], eps=options["eps"], weight_decay=options["weight_decay"]

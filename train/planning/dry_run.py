@@ -113,7 +113,8 @@ def describe(run: CheckedRun, world_size: int) -> str:
         f"data        {counted(run.plan.num_samples, 'sample')} an epoch in "
         f"{counted(len(run.plan.buckets), 'bucket')} of {run.index.url}",
         f"ranks       {world_size}, ZeRO {parallel.zero_stage}, {parallel.computed_in}, activation checkpointing "
-        f"{parallel.recomputation}, {counted(config.optimiser.gradient_accumulation, 'part')} a step",
+        f"{parallel.recomputation}, {counted(config.optimiser.gradient_accumulation, 'part')} a step"
+        f"{', CUDA graphs' * parallel.cuda_graphs}",
         f"steps       {config.steps:,}, lr {config.optimiser.lr:g} {config.optimiser.lr_schedule} after "
         f"{counted(config.optimiser.warmup_steps, 'step')} of warm-up",
     ]

@@ -40,11 +40,13 @@ class MemoryPlan:
     """Activations, temporaries and gradients of a forward and a backward pass, at most."""
     update: int
     """Gradients and their copies while the optimiser takes its step."""
+    places: int = 0
+    """Of gradients that graphs write, which stay."""
 
     @property
     def resident(self) -> int:
         """What stays between steps."""
-        return self.weights + self.masters + self.moments + self.average
+        return self.weights + self.masters + self.moments + self.average + self.places
 
     @property
     def peak(self) -> int:
@@ -109,6 +111,7 @@ def plan_memory(
             working=working,
             # gathered before, or now, one bucket after the other, each freeing what it is made of
             update=width * own if sent_meanwhile else width * num_trained + staged + bucket,
+            places=width * own if parallel.cuda_graphs else 0,
         )
     gradients = (4 if optimiser.gradient_accumulation > 1 else width) * own
     return MemoryPlan(

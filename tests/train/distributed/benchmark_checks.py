@@ -49,7 +49,7 @@ def rows_count_what_each_rank_does(ranks: Ranks, folder: Path) -> None:
 def ranks_compute_again_what_the_smallest_device_asks_for(ranks: Ranks, _folder: Path) -> None:
     setting = _tiny("stdit-xl/2 256x512, 2 GPUs a sample")
     bench = Bench(setting, ranks, TINY, None, device_memory_gib=80 if ranks.is_first else 0.1)
-    bench.recompute_for(FUSED)
+    bench.set_up(FUSED)
     assert str(bench.recomputation) == "full"
     bench.step()
     bench.close()
