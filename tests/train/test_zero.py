@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd.graph import _get_grad_fn_or_grad_acc
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.model import create_model
@@ -44,3 +45,19 @@ def test_weights_are_exchanged_on_the_ranks_device_wherever_parameters_are_offlo
     monkeypatch.setattr("train.parallel.master_weights.dist.all_reduce", lambda tensor: sent.append(tensor.device))
     masters.gather(masters.parts(), masters.trained[0], to=None)
     assert sent == [elsewhere]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_no_node_of_autograd_outlives_a_step(ranks, small_config, stage):
+    """It would work on the stream that it was made on, where a graph is recorded on another."""
+    model = create_model("stdit-ti/2", hidden_size=32, num_heads=2, caption_channels=8)
+    engine, _ = build_engine(model, small_config.changed(zero_stage=stage), ranks.device, 1)
+    inputs = torch.randn(1, 4, 2, 4, 4), torch.tensor([5.0]), torch.randn(1, 1, 3, 8)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda parameter: _get_grad_fn_or_grad_acc(parameter).metadata.update(used=True)
+        )
+    engine.backward(engine(*inputs).square().mean())
+    take_step(engine, model)
+    with torch.enable_grad():
+        assert not any(_get_grad_fn_or_grad_acc(parameter).metadata for parameter in model.parameters())

@@ -55,6 +55,10 @@ class LeanZero:
         for hook in zero._grad_acc_hooks:
             hook.remove()
         zero._grad_acc_hooks.clear()
+        for parameter in self._parameters:
+            link = parameter._hp_mapping  # type: ignore[attr-defined]
+            if link is not None:  # a view of the parameter, which would keep autograd's node of it for good: a node
+                link.lp_fragment = link.lp_fragment.detach()  # works on the stream it was made on, graphs need another
         zero.reduce_gradients = lambda pipeline_parallel=False: None
         zero.overlapping_partition_gradients_reduce_epilogue = lambda: None
         zero.step = self._step
