@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from train.pass_graphs import CudaRecorder, Recorder
+
 
 class Tape(TorchDispatchMode):
     """Records operations that compute; those that only look at memory in another way need no second time."""
@@ -58,3 +60,8 @@ class TapeRecorder:
 
     def give_memory_back(self) -> None:
         self.given_back += 1
+
+
+def recorder_for(device: torch.device) -> Recorder:
+    """Returns what records on a device: on a GPU what the trainer takes."""
+    return CudaRecorder() if device.type == "cuda" else TapeRecorder()

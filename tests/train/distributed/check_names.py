@@ -15,6 +15,7 @@ TRAINING_CHECKS = [
     "the_average_can_take_the_models_place",
     "recomputing_activations_changes_nothing",
     "swapping_places_in_pieces_changes_nothing",
+    "recorded_passes_are_those_launched_one_by_one",
     "offloading_changes_nothing",
     "a_run_goes_on_with_other_ranks",
 ]

@@ -6,7 +6,7 @@ would hide the layers behind them. Each of three steps has a size of its own: od
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from train.model.checkpointing import ActivationCheckpointing
 from train.parallel.master_weights import MOMENTS, MasterWeights
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
+from train.pass_graphs import Recorder
 from train.plan import rank_slots
 from train.step import TrainingStep
 
@@ -133,21 +134,29 @@ def reference(name: str, device: torch.device) -> Outcome:
     return Outcome(losses=losses, norms=norms, values={n: v.cpu().clone() for n, v in values.items()})
 
 
-def trained(ranks: Ranks, name: str, **options: Any) -> Outcome:
-    """Returns what the trainer's own step comes to on these ranks."""
+def trained(
+    ranks: Ranks,
+    name: str,
+    *,
+    numbers: Sequence[int] = range(len(SIZES)),
+    recorder: Recorder | None = None,
+    **options: Any,
+) -> Outcome:
+    """Returns what the trainer's own step comes to on these ranks, with batches by their numbers."""
     config = config_of(name, **options)
     ranks.share_samples(config.parallel.sequence_parallel, zero_stage=config.parallel.zero_stage)
     model = small_model(name, activation_checkpointing=config.parallel.recomputation.mode)
     step_of = {"mask_ratios": mask_ratios_of(model), "accumulation": config.optimiser.gradient_accumulation}
+    step_of["recorder"] = recorder
     model.layout_for = ranks.sequence.layout_for  # type: ignore[assignment]
     engine, masters = build_engine(model, config, ranks.device, ranks.world_size)
     step = TrainingStep(engine, model, objective_of(name), **step_of)  # type: ignore[arg-type]
     ema = Ema(masters, DECAY)
     losses, norms = [], []
-    for number in range(len(SIZES)):
+    for count, number in enumerate(numbers):
         whole = batch_of(number)
         mine = rows_of(whole, rank_slots(BATCH, ranks.data_rank, ranks.num_data_ranks))
-        result = step.take(mine.to(ranks.device), LR, ema.following(number))
+        result = step.take(mine.to(ranks.device), LR, ema.following(count))
         assert result.applied
         by_rank = ranks.gather(result.terms.loss.detach().cpu())
         losses.append(torch.cat(by_rank[:: config.parallel.sequence_parallel]))

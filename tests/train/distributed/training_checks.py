@@ -31,6 +31,7 @@ from tests.train.distributed.training_cases import (
     small_model,
     trained,
 )
+from tests.train.tape import recorder_for
 from train.conditions import Conditions, denoiser
 from train.config import TrainConfig
 from train.data import Batch
@@ -97,6 +98,31 @@ def swapping_places_in_pieces_changes_nothing(ranks: Ranks, _folder: Path) -> No
             found = trained(ranks, name, zero_stage=stage, **options)
         require_same(found, reference(name, ranks.device), what=f"{name} at stage {stage}, {amount}")
         assert num_exchanges in (exchanges.call_count, None), exchanges.call_count
+
+
+def recorded_passes_are_those_launched_one_by_one(ranks: Ranks, _folder: Path) -> None:
+    """With what they send: sums of gradients, by buckets of one owner and shared ones, and on GPUs tokens that change
+    ranks, which a CPU's recorder cannot see."""
+    numbers = (0, 0, 0, 2, 2, 0)
+    for name, stage, degree, shared in (
+        ("stdit-ti/2", 1, 1, False),
+        ("stdit-ti/2", 2, 1, False),
+        ("stdit-ti/2", 2, 1, True),
+        ("stdit-ti/2", 2, ranks.world_size, False),
+        ("stdit3-ti/2", 2, ranks.world_size, True),
+        ("dit-ti/2", 2, ranks.world_size, False),
+    ):
+        if degree > 1 and ranks.device.type == "cpu":
+            continue
+        with (
+            mock.patch("train.parallel.lean_zero.BUCKET_ELEMENTS", 5003),
+            mock.patch("train.parallel.lean_zero.SHARED_BELOW", 2**40 if shared else 0),
+            mock.patch("train.parallel.pieces.PIECE_TOKENS", 0),
+        ):
+            options = {"numbers": numbers, "zero_stage": stage, "sequence_parallel": degree}
+            expected = trained(ranks, name, **options)
+            found = trained(ranks, name, recorder=recorder_for(ranks.device), **options)
+        require_same(found, expected, what=f"{name} at stage {stage}, {degree} ranks a sample, {shared=}")
 
 
 def bfloat16_keeps_float32_masters_at_every_stage(ranks: Ranks, _folder: Path) -> None:
