@@ -141,7 +141,6 @@ class PassGraphs:
         self._run, self._gradients, self._recorder = run, gradients, recorder
         self._seen: set[Shape] = set()
         self._recordings: dict[Shape, _Recording] = {}
-        gradients.keep_places()
 
     def run(self, inputs: PassInputs) -> LossTerms:
         """Returns the losses of a batch, with its gradients gathered. All ranks call it with inputs of one shape."""
@@ -163,9 +162,11 @@ class PassGraphs:
         """Gives up the graphs, and their memory."""
         if self._recordings:
             self._recordings.clear()
+            self._gradients.free_places()
             self._recorder.give_memory_back()
 
     def _record(self, inputs: PassInputs) -> _Recording:
+        self._gradients.keep_places()
         fixed, terms = inputs.clone(), []
 
         def work() -> None:

@@ -71,25 +71,10 @@ class TrainingStep:
         mask = self._frame_mask(batch)
         return batch_loss(self._engine, self._objective, batch, wants_size=self._wants_size, frame_mask=mask)
 
-    def _frame_mask(self, batch: Batch) -> Tensor | None:
-        return None if self._mask_ratios is None else draw_frame_mask(batch, self._mask_ratios)
-
-    def _pass(self, batch: Batch) -> LossTerms:
-        """Returns the loss of each sample of a batch, after the backward pass."""
+    def give_memory_back(self) -> None:
+        """Gives up graphs, which hold the memory of a pass between steps too; the next steps record them again."""
         if self._graphs is not None:
-            length = self._model.config.model_max_length
-            return self._graphs.run(PassInputs.of_batch(batch, self._frame_mask(batch), length))
-        terms = self.loss(batch)
-        self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
-        return _detached(terms)
-
-    def _fixed_pass(self, inputs: PassInputs) -> LossTerms:
-        """The same of inputs that hold all that the host decides: nothing here asks it."""
-        denoise = denoiser(self._engine, inputs.conditions, wants_size=self._wants_size)
-        frame_mask = inputs.conditions.frame_mask
-        terms = self._objective.loss(denoise, inputs.x0, inputs.u, inputs.noise, frame_mask=frame_mask)
-        self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
-        return _detached(terms)
+            self._graphs.forget()
 
     def take(self, batch: Batch, lr: float, following: Following | None = None) -> StepResult:
         """Takes one step, unless its loss or gradient is no finite number on any rank. All ranks call it.
@@ -109,6 +94,26 @@ class TrainingStep:
                 self._engine.step()  # counts the part; the optimiser's step comes after the last
         norm, verdict = take_step(self._engine, self._model, following)
         return StepResult(terms=_joined(parts), grad_norm=norm, verdict=verdict)
+
+    def _frame_mask(self, batch: Batch) -> Tensor | None:
+        return None if self._mask_ratios is None else draw_frame_mask(batch, self._mask_ratios)
+
+    def _pass(self, batch: Batch) -> LossTerms:
+        """Returns the loss of each sample of a batch, after the backward pass."""
+        if self._graphs is not None:
+            length = self._model.config.model_max_length
+            return self._graphs.run(PassInputs.of_batch(batch, self._frame_mask(batch), length))
+        terms = self.loss(batch)
+        self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
+        return _detached(terms)
+
+    def _fixed_pass(self, inputs: PassInputs) -> LossTerms:
+        """The same of inputs that hold all that the host decides: nothing here asks it."""
+        denoise = denoiser(self._engine, inputs.conditions, wants_size=self._wants_size)
+        frame_mask = inputs.conditions.frame_mask
+        terms = self._objective.loss(denoise, inputs.x0, inputs.u, inputs.noise, frame_mask=frame_mask)
+        self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
+        return _detached(terms)
 
 
 def _poisoned_unless_finite(loss: Tensor) -> Tensor:

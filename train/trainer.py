@@ -210,6 +210,8 @@ class Trainer:
             if stopping:
                 unfinished = self._judge.put_off(taken) or taken < config.steps
             else:
+                if self._judge.is_due(taken):
+                    self._step.give_memory_back()
                 self._judge.after(taken, log)
             if saving:
                 saved = self.checkpointer.save(taken)

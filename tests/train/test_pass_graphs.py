@@ -1,6 +1,7 @@
 """Passes that are recorded once and launched as one."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -24,9 +25,11 @@ from train.config import OptimiserOptions, ParallelOptions
 from train.ema import Ema
 from train.pass_graphs import CudaRecorder
 from train.planning.memory import plan_memory
-from train.setup import check_run
+from train.setup import check_run, plan_run
 from train.step import TrainingStep
+from train.trainer import train
 
+PLANNED = {"data_rank": 0, "num_data_ranks": 1, "device_type": "cpu"}
 SIZES = (0, 0, 0, 1, 1, 0, 0, 1)
 """Of the batches of a run's steps, by their number."""
 
@@ -53,6 +56,11 @@ def run(ranks, build_engine, name, recorder, **options):
     assert all(result.applied for result in results)
     losses = torch.stack([torch.stack([r.terms.loss, *r.terms.parts.values()]) for r in results])
     return losses, torch.stack([result.grad_norm for result in results]), whole_values(masters, ema)
+
+
+def losses(metrics):
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 @pytest.fixture
@@ -91,6 +99,27 @@ def test_a_shape_that_is_new_gives_up_the_recordings_and_their_memory(ranks, bui
     run(ranks, build_engine, "stdit-ti/2", recorder)
     assert recorder.given_back == 1  # at the fourth step; there was nothing to give back at the first
     assert recorder.recorded == 3  # the first size twice: the second, when it was new, took its place
+
+
+def test_an_evaluation_has_the_memory_of_graphs(ranks, small_config, monkeypatch):
+    recorders = []
+
+    def recorder():
+        recorders.append(TapeRecorder())
+        return recorders[-1]
+
+    monkeypatch.setattr("train.trainer.CudaRecorder", recorder)
+    monkeypatch.setattr("train.trainer.check_run", lambda config, ranks: plan_run(config, **PLANNED))
+    config = small_config.changed(buckets=("2x32x32",), evaluate_every=3, evaluate_samples=1, holdout="40%")
+    folder = small_config.output
+    runs = [config.changed(output=folder / str(graphs), cuda_graphs=graphs) for graphs in (False, True)]
+    assert [train(run, ranks) for run in runs] == [0, 0]
+    (recorder,) = recorders
+    assert recorder.given_back == 2  # before the evaluations after steps 3 and 6
+    assert recorder.played == 5
+    assert recorder.recorded == 2
+    plain, recorded = (losses(run.output / "metrics.jsonl") for run in runs)
+    assert recorded == pytest.approx(plain, rel=1e-4)
 
 
 def test_a_recorded_step_that_is_not_finite_is_not_taken(ranks, build_engine):

@@ -43,6 +43,7 @@ def fitted_recomputation(
         model=model,
         batch_size=batch * world_size // sequence_parallel,
         sequence_parallel=sequence_parallel,
+        cuda_graphs=form.graphs,
     )
     objective = create_objective(None, model=model, spatial_stride=SPATIAL_STRIDE)
 

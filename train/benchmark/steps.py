@@ -172,8 +172,8 @@ class Bench:
         if self.config != self.whole:
             self.recomputation = Recomputation(mode=self.recomputation.mode)
         self.model.checkpoint_blocks(self.recomputation)
+        self._step.give_memory_back()
         self._step = self._steps_of(graphs=variant.graphs)
-        free_memory()  # of graphs that another variant had
 
     def _steps_of(self, *, graphs: bool) -> TrainingStep:
         return TrainingStep(self._engine, self.model, self._objective, recorder=CudaRecorder() if graphs else None)

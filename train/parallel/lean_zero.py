@@ -57,8 +57,10 @@ class LeanZero:
         zero._grad_acc_hooks.clear()
         for parameter in self._parameters:
             link = parameter._hp_mapping  # type: ignore[attr-defined]
-            if link is not None:  # a view of the parameter, which would keep autograd's node of it for good: a node
-                link.lp_fragment = link.lp_fragment.detach()  # works on the stream it was made on, graphs need another
+            if (
+                link is not None
+            ):  # its view would keep autograd's node of the parameter, and that the stream it began on
+                link.lp_fragment = link.lp_fragment.detach()
         zero.reduce_gradients = lambda pipeline_parallel=False: None
         zero.overlapping_partition_gradients_reduce_epilogue = lambda: None
         zero.step = self._step
@@ -92,6 +94,10 @@ class LeanZero:
             own = bucket.held(self._rank, self._part)
             if own.start < own.stop and number not in self._places:
                 self._places[number] = torch.empty(own.stop - own.start, dtype=like.dtype, device=like.device)
+
+    def free_places(self) -> None:
+        """From here on gathers to new memory again."""
+        self._places.clear()
 
     def gathered(self) -> Gathered:
         """Returns the gradients that are gathered: all that this rank owns once :meth:`gather_rest` has run."""
