@@ -1,6 +1,7 @@
 """Training in this process, as one rank."""
 
 import dataclasses
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from train.ema import decay_at
 from train.metrics import MetricsLog
 from train.model import create_model
 from train.run_folder import RunDescription, open_run, read_run
+from train.step import TrainingStep
 from train.trainer import train
 
 LOSSES = ("step", "loss", "mse", "vb", "grad_norm", "lr")
@@ -54,6 +56,23 @@ def test_a_resumed_run_has_bitwise_the_losses_and_weights_of_an_uninterrupted_on
         expected, found = (load_file(checkpoint / file) for checkpoint in last)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected), file
+
+
+def test_what_is_there_before_the_first_step_is_passed_by_when_garbage_is_sought_until_the_run_ends(
+    ranks, small_config, monkeypatch
+):
+    frozen, take_step = [], TrainingStep.take
+
+    def take(self, *args):
+        frozen.append(gc.get_freeze_count())
+        assert not any(each is self for each in gc.get_objects())  # those that are gone through
+        return take_step(self, *args)
+
+    monkeypatch.setattr(TrainingStep, "take", take)
+    train(small_config.changed(steps=2), ranks)
+    assert len(frozen) == 2
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_training_lowers_the_loss_in_bfloat16_as_in_float32(ranks, small_config):
