@@ -243,10 +243,11 @@ def _pack(x: Tensor, dim: int, sizes: Sequence[int]) -> tuple[Tensor, list[int]]
     if all(size == 1 for size in x.shape[:dim]):
         return x.contiguous().view(-1), numels
     if sizes[0] == sizes[-1]:
-        return x.unflatten(dim, (len(sizes), sizes[0])).movedim(dim, 0).contiguous().view(-1), numels
+        parts = _wide(x).unflatten(dim, (len(sizes), sizes[0])).movedim(dim, 0)
+        return parts.contiguous().view(x.dtype).view(-1), numels
     packed = x.new_empty(x.numel())
     for place, part in zip(packed.split(numels), x.split(sizes, dim), strict=True):
-        place.view(part.shape).copy_(part)
+        _copy(place.view(part.shape), part)
     return packed, numels
 
 
@@ -273,17 +274,39 @@ def _unpack(
     if out is not None:
         parts = [part.view(shape).transpose(first, 0) for part, shape in zip(packed.split(numels), shapes, strict=True)]
         for place, part in zip(out.split([part.shape[dim] for part in parts], dim), parts, strict=True):
-            place.copy_(part)
+            _copy(place, part)
         return out
     if all(size == 1 for size in shapes[0][:dim]):
         shape = list(shapes[0])
         shape[dim] = sum(part[dim] for part in shapes)
         return packed.view(shape)
     if shapes[0] == shapes[-1]:
-        together = packed.view(len(shapes), *shapes[0]).movedim(0, dim)
-        return together.transpose(first, 0).flatten(dim, dim + 1)
+        together = _wide(packed.view(len(shapes), *shapes[0])).movedim(0, dim)
+        return together.transpose(first, 0).flatten(dim, dim + 1).view(packed.dtype)
     parts = [part.view(shape) for part, shape in zip(packed.split(numels), shapes, strict=True)]
     return torch.cat([part.transpose(first, 0) for part in parts], dim)
+
+
+_WIDE = torch.complex128
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Returns x as rows of 16 bytes each value, where they are: a copy that changes strides then moves so much at once,
+    where PyTorch's takes values one by one. In compiled graphs, whose copies are their own, it is x."""
+    if torch.compiler.is_compiling():
+        return x
+    size, width = x.element_size(), _WIDE.itemsize
+    numbers = (x.shape[-1], x.storage_offset(), *x.stride()[:-1])
+    fits = x.stride(-1) == 1 and not any(number * size % width for number in numbers)
+    return x.view(_WIDE) if fits else x
+
+
+def _copy(to: Tensor, x: Tensor) -> None:
+    wide_to, wide_x = _wide(to), _wide(x)
+    if wide_to.dtype == wide_x.dtype:
+        wide_to.copy_(wide_x)
+    else:
+        to.copy_(x)
 
 
 def _numel(shape: Sequence[int]) -> int:

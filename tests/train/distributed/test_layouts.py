@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.train.distributed.check_names import LAYOUT_CHECKS, LAYOUT_MODULE
 from tests.train.distributed.launch import run_checks
 from train.parallel import pieces
-from train.parallel.exchange import Group, _pack, _unpack, part_sizes
+from train.parallel.exchange import Group, _pack, _unpack, _wide, part_sizes
 from train.parallel.sequence import FramesLayout
 
 CHECKS = [*LAYOUT_CHECKS, "compiled_blocks_exchange_what_others_do"]
@@ -43,16 +43,16 @@ def test_frames_of_one_sample_travel_from_and_to_where_they_lie(frames: int):
 
 
 class _Copies(TorchDispatchMode):
-    """Counts the values that copies write."""
+    """Counts the bytes that copies write."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numel = 0
+        self.nbytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func.name() in ("aten::clone", "aten::copy_", "aten::cat", "aten::stack"):
-            self.numel += out.numel()
+            self.nbytes += out.nbytes
         return out
 
 
@@ -70,7 +70,7 @@ def test_around_attention_along_time_tokens_are_copied_once_an_exchange(
         (gradient,) = torch.autograd.grad(out, x, torch.ones_like(out))
     assert out.is_contiguous()
     assert gradient.is_contiguous()
-    assert forward.numel == backward.numel == 2 * x.numel()
+    assert forward.nbytes == backward.nbytes == 2 * x.nbytes
 
 
 def test_one_piece_is_under_way_while_another_is_computed_in_the_backward_pass_too(monkeypatch: pytest.MonkeyPatch):
@@ -113,3 +113,17 @@ def test_few_tokens_or_places_are_swapped_at_once():
     assert pieces.number_of_pieces(1, 256, 1024, group) == 2
     assert pieces.number_of_pieces(1, 16, 1024, group) == 1
     assert pieces.number_of_pieces(8, 4096, 3, group) == 1
+
+
+def test_copies_take_sixteen_bytes_at_once_where_rows_are_made_of_them():
+    x = torch.arange(3 * 8 * 16, dtype=torch.float32).view(3, 8, 16).bfloat16()
+    for other, wide in (
+        (x, True),
+        (x.transpose(0, 1), True),
+        (x[:, 2:6], True),
+        (x[..., :12], False),
+        (x[..., 2:10], False),
+        (x.transpose(1, 2), False),
+    ):
+        assert (_wide(other).dtype == torch.complex128) == wide
+        assert torch.equal(_wide(other).contiguous().view(torch.bfloat16), other.contiguous())
