@@ -1,9 +1,9 @@
-"""The Triton kernels that convert to 8 bits, each in one pass: rows as they are, rows with the sums over them, rows
-behind a bias and a GELU, and the columns of a weight. Behind GELU's gradient conversion is a pass of its own: one
-kernel with whole rows of all that it reads, and sums, was slower than both (docs/performance_notes.md).
+"""The Triton kernels that convert to 8 bits, each in one pass: rows as they are, rows behind a bias and a GELU, rows
+with the sums over them, GELU's gradient with the same, and the columns of a weight.
 
 A program holds whole rows, so that it knows a row's greatest value before it writes: nothing is read twice. A weight's
-columns are the exception; it is small enough for the second reading to come from the cache.
+columns are the exception; it is small enough for the second reading to come from the cache. Where rows are summed, the
+next ones are loaded while some are converted (``cp.async``), so that few programs keep memory busy.
 
 Scales are powers of two, made of the bits of the greatest value: see :mod:`train.ops.float8`.
 
@@ -11,15 +11,16 @@ Letters: N rows, D their width, A + C its two parts, R rows at a time.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.ops import float8, gelu_kernels
+from train.ops import float8
 from train.ops.float8 import Float8Rows, empty_rows
-from train.ops.gelu_kernels import gelu
+from train.ops.gelu_kernels import gelu, gelu_slope
 from train.ops.launching import Launch
 from train.ops.partial_sums_kernels import add_partial_sums
 from train.ops.row_tiles import load_rows, load_vector, row_parts, store_rows, store_vector
@@ -27,10 +28,26 @@ from train.ops.row_tiles import load_rows, load_vector, row_parts, store_rows, s
 WIDE = 2048
 """Rows that are wider are one to a program at a time."""
 NARROW_ROWS, NARROW_WARPS, WIDE_ROWS, WIDE_WARPS = 2, 1, 1, 4
-SUMS_NARROW_ROWS, SUMS_NARROW_WARPS, SUMS_WIDE_ROWS, SUMS_WIDE_WARPS = 2, 2, 1, 8
-SUMS_NARROW_PROGRAMS, SUMS_WIDE_PROGRAMS = 1056, 660
-"""About as many where rows are summed: eight and five for each of Hopper's 132 multiprocessors, whose registers hold
-ten and five. With more, some would wait for a second round."""
+
+
+class Sharing(NamedTuple):
+    """How programs share rows that are summed."""
+
+    rows: int
+    """At a time."""
+    warps: int
+    stages: int
+    """Rows that are loaded or waited for at once, as many times :attr:`rows`."""
+    programs: int
+    """About as many; no more than are resident at once on Hopper's 132 multiprocessors, or some would wait for a second
+    round."""
+    registers: int | None = None
+    """Of a thread, at most."""
+
+
+NARROW_SUMS = Sharing(rows=2, warps=2, stages=3, programs=1320)
+WIDE_SUMS = Sharing(rows=1, warps=8, stages=1, programs=660)
+WIDE_GELU = Sharing(rows=1, warps=16, stages=3, programs=396, registers=40)
 COLUMNS, COLUMN_ROWS, COLUMN_WARPS = 16, 256, 8
 """A tile of a weight whose columns are converted: rows of 32 bytes are read, rows of 256 are written."""
 
@@ -81,15 +98,24 @@ def _convert(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _convert_and_sum(  # type: ignore[no-untyped-def]
-    x, values, scales, sums, N, chunk_rows, D: tl.constexpr, A: tl.constexpr, C: tl.constexpr, R: tl.constexpr
-):
+    grad, x, bias, x_grad, values, scales, sums, N, chunk_rows,
+    D: tl.constexpr, A: tl.constexpr, C: tl.constexpr, R: tl.constexpr, STAGES: tl.constexpr, HAS_GELU: tl.constexpr,
+):  # fmt: skip
     chunk = tl.program_id(0)
     end = tl.minimum((chunk + 1) * chunk_rows, N)
     sum_a, sum_c = tl.zeros((R, A), tl.float32), tl.zeros((R, C), tl.float32)
-    for first in range(chunk * chunk_rows, end, R):
+    for first in tl.range(chunk * chunk_rows, end, R, num_stages=STAGES):
         row = first + tl.arange(0, R)
         inside = row < end
-        a, c = load_rows(x + row.to(tl.int64) * D, inside, D, A, C)
+        offset = row.to(tl.int64) * D
+        a, c = load_rows(grad + offset, inside, D, A, C)
+        if HAS_GELU:
+            x_a, x_c = load_rows(x + offset, inside, D, A, C)
+            bias_a, bias_c = load_vector(bias, D, A, C)
+            dtype = x_grad.dtype.element_ty  # what is summed and converted is what others read
+            a = (a * gelu_slope(x_a + bias_a[None, :])).to(dtype).to(tl.float32)
+            c = (c * gelu_slope(x_c + bias_c[None, :])).to(dtype).to(tl.float32)
+            store_rows(x_grad + offset, a, c, inside, D, A, C)
         sum_a += a
         sum_c += c
         store_converted(values, scales, row, a, c, inside, D, A, C)
@@ -125,16 +151,16 @@ def _convert_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int, 
 
 
 @lru_cache(maxsize=1024)
-def _sums_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int) -> tuple[Launch, int]:
+def _sums_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int, has_gelu: bool) -> tuple[Launch, int]:
     """Returns the launch, and how many programs share the rows."""
-    if D <= WIDE:
-        rows, warps, programs = SUMS_NARROW_ROWS, SUMS_NARROW_WARPS, SUMS_NARROW_PROGRAMS
-    else:
-        rows, warps, programs = SUMS_WIDE_ROWS, SUMS_WIDE_WARPS, SUMS_WIDE_PROGRAMS
-    chunk_rows = triton.cdiv(triton.cdiv(N, rows), programs) * rows
+    sharing = NARROW_SUMS if D <= WIDE else WIDE_GELU if has_gelu else WIDE_SUMS
+    chunk_rows = triton.cdiv(triton.cdiv(N, sharing.rows), sharing.programs) * sharing.rows
     chunks = triton.cdiv(N, chunk_rows)
-    launch = Launch(_convert_and_sum, (chunks,), (N, chunk_rows), (D, *row_parts(D), rows), num_warps=warps)
-    return launch, chunks
+    options = {"num_warps": sharing.warps}
+    if sharing.registers is not None:
+        options["maxnreg"] = sharing.registers
+    constants = (D, *row_parts(D), sharing.rows, sharing.stages, has_gelu)
+    return Launch(_convert_and_sum, (chunks,), (N, chunk_rows), constants, **options), chunks
 
 
 @lru_cache(maxsize=1024)
@@ -164,17 +190,20 @@ def bias_gelu_rows(x: Tensor, bias: Tensor) -> tuple[Tensor, Float8Rows]:
 
 def to_rows_and_sums(x: Tensor) -> tuple[Float8Rows, Tensor]:
     """Returns contiguous x (N, D) in 8 bits, and its sums (D,) over the rows, in its type."""
-    launch, chunks = _sums_launch(x.device, x.dtype, *x.shape)
+    launch, chunks = _sums_launch(x.device, x.dtype, *x.shape, False)
     rows = empty_rows(x, *x.shape)
     sums = x.new_empty((1, chunks, x.shape[1]), dtype=torch.float32)
-    launch(x, *rows, sums)
+    launch(x, None, None, None, *rows, sums)
     return rows, add_partial_sums(sums, x.new_empty((x.shape[1],)))
 
 
 def bias_gelu_backward_rows(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Float8Rows, Tensor]:
-    """Returns the gradient of x (N, D), the same in 8 bits, and that of the bias."""
-    x_grad, bias_grad = gelu_kernels.backward(grad, x, bias)
-    return x_grad, to_rows(x_grad), bias_grad
+    """Returns the gradient of x (N, D), the same in 8 bits, and that of the bias; all that is given is contiguous."""
+    launch, chunks = _sums_launch(x.device, x.dtype, *x.shape, True)
+    x_grad, rows = torch.empty_like(x), empty_rows(x, *x.shape)
+    sums = x.new_empty((1, chunks, x.shape[1]), dtype=torch.float32)
+    launch(grad, x, bias, x_grad, *rows, sums)
+    return x_grad, rows, add_partial_sums(sums, torch.empty_like(bias))
 
 
 def transposed_to_rows(weight: Tensor) -> Float8Rows:
