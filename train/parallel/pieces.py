@@ -23,8 +23,8 @@ from torch import Tensor
 from train.parallel.exchange import Group, Journey, part_sizes
 
 PIECES = 2
-"""On two H100s steps of STDiT-XL/2 at 256x512x512 take 1,802 ms in two and 2,245 in four, though of attention along time
-a forward pass by itself takes 5.33 ms in two and 5.09 in four with FlashAttention 3 (at once 5.55)."""
+"""On two H100s steps of STDiT-XL/2 at 256x512x512 take 1,802 ms in two and 2,245 in four, though a forward pass of the
+time part by itself takes 5.33 ms in two and 5.09 in four with FlashAttention 3 (at once 5.55)."""
 PIECE_TOKENS = 16_384
 """Tokens of a rank's piece below which products do not fill a GPU."""
 
