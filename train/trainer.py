@@ -56,8 +56,11 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     if ranks.is_first:
         print(trainer.describe(peak, first_step), flush=True)
     log = ranks.agree(partial(_open_log, config, first_step) if ranks.is_first else _nothing)
-    with _garbage_sought_in_what_is_new():
-        return trainer.take_steps(first_step, stop, peak, log)
+    try:
+        with _garbage_sought_in_what_is_new():
+            return trainer.take_steps(first_step, stop, peak, log)
+    finally:
+        trainer.close()
 
 
 @contextmanager
@@ -244,6 +247,10 @@ class Trainer:
         if unfinished and ranks.is_first:
             print(f"ended at a signal after {taken} of {config.steps} steps: run it again to go on", flush=True)
         return STOPPED if unfinished else 0
+
+    def close(self) -> None:
+        """Gives up what would keep the ranks from leaving their group: NCCL waits for the last graph that exchanges."""
+        self._step.give_memory_back()
 
     def _tell_skipped(self, num_skipped: int) -> None:
         """Prints how many samples the ranks could not read since the line before. All ranks call it."""

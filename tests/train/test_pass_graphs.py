@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -101,15 +102,21 @@ def test_a_shape_that_is_new_gives_up_the_recordings_and_their_memory(ranks, bui
     assert recorder.recorded == 3  # the first size twice: the second, when it was new, took its place
 
 
-def test_an_evaluation_has_the_memory_of_graphs(ranks, small_config, monkeypatch):
-    recorders = []
+@pytest.fixture
+def recorders(monkeypatch):
+    """Those of runs with graphs, which a CPU then takes."""
+    made = []
 
     def recorder():
-        recorders.append(TapeRecorder())
-        return recorders[-1]
+        made.append(TapeRecorder())
+        return made[-1]
 
     monkeypatch.setattr("train.trainer.CudaRecorder", recorder)
     monkeypatch.setattr("train.trainer.check_run", lambda config, ranks: plan_run(config, **PLANNED))
+    return made
+
+
+def test_an_evaluation_has_the_memory_of_graphs(ranks, small_config, recorders):
     config = small_config.changed(buckets=("2x32x32",), evaluate_every=3, evaluate_samples=1, holdout="40%")
     folder = small_config.output
     runs = [config.changed(output=folder / str(graphs), cuda_graphs=graphs) for graphs in (False, True)]
@@ -120,6 +127,16 @@ def test_an_evaluation_has_the_memory_of_graphs(ranks, small_config, monkeypatch
     assert recorder.recorded == 2
     plain, recorded = (losses(run.output / "metrics.jsonl") for run in runs)
     assert recorded == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_run_gives_up_its_graphs_at_its_end_whichever_it_is(ranks, small_config, recorders, monkeypatch):
+    """NCCL lets no rank leave its group before."""
+    config = small_config.changed(buckets=("2x32x32",), cuda_graphs=True)
+    assert train(config, ranks) == 0
+    monkeypatch.setattr("train.trainer.Checkpointer.save", Mock(side_effect=InputError("the disk is full")))
+    with pytest.raises(InputError, match="the disk is full"):
+        train(config.changed(output=config.output / "other"), ranks)
+    assert [(recorder.recorded, recorder.given_back) for recorder in recorders] == [(1, 1), (1, 1)]
 
 
 def test_a_recorded_step_that_is_not_finite_is_not_taken(ranks, build_engine):

@@ -144,6 +144,17 @@ def products_in_8_bits_of_samples_that_are_shared_are_those_of_one_rank(ranks: R
         assert together == pytest.approx(alone, rel=5e-3)
 
 
+def ranks_whose_run_had_graphs_leave_their_group(ranks: Ranks, folder: Path) -> None:
+    """After this check, the last one: where graphs that exchange are left, NCCL waits for them forever."""
+    config = config_for(ranks, folder, broken=0, precision="float32")
+    recorded = config.changed(output=folder / "graphs", cuda_graphs=True)
+    for each in (config, recorded):
+        assert train(each, ranks) == 0
+    if ranks.is_first:
+        expected, found = ([line["loss"] for line in lines(each.output)] for each in (config, recorded))
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
 def online_config(folder: Path) -> TrainConfig:
     """Returns a small run on clips that it encodes itself."""
     return TrainConfig.of(

@@ -161,6 +161,7 @@ def trained(
         by_rank = ranks.gather(result.terms.loss.detach().cpu())
         losses.append(torch.cat(by_rank[:: config.parallel.sequence_parallel]))
         norms.append(float(result.grad_norm))
+    step.give_memory_back()
     return Outcome(losses=losses, norms=norms, values=whole_values(masters, ema))
 
 
