@@ -4,6 +4,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from shared.errors import InputError
 from tests.train.small_models import KINDS, SMALL, inputs, one_of, small_model
@@ -11,6 +12,34 @@ from train.model import create_model, model_config
 from train.model.checkpointing import ACTIVATION_CHECKPOINTING, Recomputation
 
 WITH_CAPTIONS = [kind for kind in KINDS if not kind.endswith("labels")]
+
+
+class HostsWork(TorchDispatchMode):
+    """Counts operations whose result lies on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.count += any(isinstance(each, torch.Tensor) and each.device.type == "cpu" for each in tree_leaves(result))
+        return result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_size_that_came_before_needs_nothing_from_the_host_however_many_came_between(kind):
+    """Where passes are recorded as graphs nothing can come from there, and what they read must stay where it is."""
+    model = small_model(kind).to("meta")
+    values = {name: None if value is None else value.to("meta") for name, value in inputs(kind).items()}
+    first, counts = 3 + 100 * KINDS.index(kind), []
+    for size in (first, *range(first + 1, first + 81), first):
+        x = values["x"].new_empty(2, values["x"].shape[1], 1 if kind.endswith("labels") else size, 2, 2 * size)
+        with HostsWork() as work:
+            model(**values | {"x": x})
+        counts.append(work.count)
+    assert min(counts[:-1]) > 0
+    assert counts[-1] == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,9 @@
 # ruff: noqa: F722  (jaxtyping's shapes are not forward references)
 """Fixed sin-cos positions and the timestep's sinusoid, as Open-Sora v1.0 and, before it, DiT and MAE define them.
 
-Positions depend on the size at hand, so they are made for it and kept, not stored with the weights.
+Positions depend on the size at hand, so they are made for it and kept, not stored with the weights. What is kept stays
+where it is, however many sizes there are: a recorded pass (``train.pass_graphs``) reads it there. So it is what grows
+with a frame's sides, not with its area.
 """
 
 import functools
@@ -21,8 +23,13 @@ def sincos(width: int, positions: Float[Tensor, " N"]) -> Float[Tensor, "N width
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 @torch.inference_mode(False)  # what is kept may be needed for gradients later
+def _axis_positions(width: int, count: int, scale: float, device: torch.device) -> Float[Tensor, "N width"]:
+    """Returns the positions 0 .. ``count - 1``, divided by ``scale``, in float32."""
+    return sincos(width, torch.arange(count) / scale).to(device, torch.float32)
+
+
 def spatial_positions(
     width: int, rows: int, columns: int, scale: float, device: torch.device
 ) -> Float[Tensor, "1 S width"]:
@@ -37,20 +44,18 @@ def spatial_positions(
         scale: Coordinates are divided by it (``space_scale``).
         device: Where the result lies.
     """
-    by_column = sincos(width // 2, torch.arange(columns) / scale)
-    by_row = sincos(width // 2, torch.arange(rows) / scale)
+    by_column = _axis_positions(width // 2, columns, scale, device)
+    by_row = _axis_positions(width // 2, rows, scale, device)
     grid = torch.cat(
         [by_column[None].expand(rows, -1, -1), by_row[:, None].expand(-1, columns, -1)],
         dim=-1,
     )
-    return grid.reshape(1, rows * columns, width).to(device, torch.float32)
+    return grid.reshape(1, rows * columns, width)
 
 
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept may be needed for gradients later
 def temporal_positions(width: int, num_frames: int, scale: float, device: torch.device) -> Float[Tensor, "1 T width"]:
     """Returns the positions of ``num_frames`` frames, divided by ``scale`` (``time_scale``), in float32."""
-    return sincos(width, torch.arange(num_frames) / scale)[None].to(device, torch.float32)
+    return _axis_positions(width, num_frames, scale, device)[None]
 
 
 def scaled_positions(width: int, rows: int, columns: int, side: Float[Tensor, " B"]) -> Float[Tensor, "B S width"]:
@@ -84,7 +89,7 @@ def rotary_frequencies(width: int) -> Float[Tensor, " width/2"]:
     return 1.0 / _PERIOD ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 @torch.inference_mode(False)  # what is kept may be needed for gradients later
 def rotary_angles(
     width: int, num_frames: int, device: torch.device
