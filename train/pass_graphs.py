@@ -51,11 +51,12 @@ class PassInputs:
         Args:
             batch: On the model's device.
             frame_mask: (B, T) False at frames that are given; None: all are made.
-            caption_length: To which captions are padded further, so that batches of several lengths have one shape.
+            caption_length: To which captions are padded further, so that batches of several lengths have one shape;
+                longer ones stay as they are, for the model to refuse.
         """
         conditions = Conditions.of_batch(batch, frame_mask)
         if conditions.mask is not None:
-            more = caption_length - conditions.mask.shape[1]
+            more = max(caption_length - conditions.mask.shape[1], 0)
             conditions = dataclasses.replace(
                 conditions,
                 captions=F.pad(conditions.captions, (0, 0, 0, more)),

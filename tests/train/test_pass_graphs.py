@@ -151,6 +151,18 @@ def test_a_recorded_step_that_is_not_finite_is_not_taken(ranks, build_engine):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+def test_captions_that_are_too_long_are_refused_as_without_graphs(ranks, build_engine):
+    model = small_model("stdit-ti/2")
+    engine, _ = build_engine(model, config_of("stdit-ti/2"), ranks.device, 1)
+    batch = batch_of(0)
+    captions, mask = F.pad(batch.captions, (0, 0, 0, 2)), F.pad(batch.mask, (0, 2))
+    long = dataclasses.replace(batch, captions=captions, mask=mask).to(ranks.device)
+    for recorder in (None, TapeRecorder()):
+        step = TrainingStep(engine, model, objective_of("stdit-ti/2"), recorder=recorder)
+        with pytest.raises(InputError, match=f"captions of {TOKENS + 2} tokens, but model_max_length={TOKENS}"):
+            step.take(long, LR)
+
+
 def test_what_cannot_be_recorded_is_refused_before_training(small_config, ranks):
     with pytest.raises(InputError, match="cuda_graphs needs a GPU, found cpu: leave it out"):
         check_run(small_config.changed(cuda_graphs=True), ranks)

@@ -198,6 +198,19 @@ def test_a_dry_run_says_what_fits_and_writes_nothing(small_config):
     assert not small_config.output.exists()
 
 
+def test_a_dry_run_with_graphs_says_so_and_what_they_keep(small_config):
+    config = small_config.changed(cuda_graphs=True, model_settings=("depth=12", "hidden_size=192", "num_heads=3"))
+    run = plan_run(config, data_rank=0, num_data_ranks=1, device_type="cuda")
+    text = describe(run, 1)
+    (largest,) = largest_buckets(run, 1)
+    kept = plan_bucket(run, largest, 1).memory.places / 2**30
+    assert kept > 0.01
+    assert "1 part a step, CUDA graphs\n" in text
+    assert f", gradients of graphs {kept:.2f}; and what steps add:\n" in text
+    without = plan_run(config.changed(cuda_graphs=False), data_rank=0, num_data_ranks=1, device_type="cuda")
+    assert "graphs" not in describe(without, 1)
+
+
 def test_a_bucket_that_is_too_large_for_the_memory_is_refused_before_training(ranks, small_config):
     config = small_config.changed(device_memory_gib=0.5)
     with pytest.raises(

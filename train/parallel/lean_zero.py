@@ -57,9 +57,7 @@ class LeanZero:
         zero._grad_acc_hooks.clear()
         for parameter in self._parameters:
             link = parameter._hp_mapping  # type: ignore[attr-defined]
-            if (
-                link is not None
-            ):  # its view would keep autograd's node of the parameter, and that the stream it began on
+            if link is not None:  # a view there would keep autograd's node of the parameter, and that its first stream
                 link.lp_fragment = link.lp_fragment.detach()
         zero.reduce_gradients = lambda pipeline_parallel=False: None
         zero.overlapping_partition_gradients_reduce_epilogue = lambda: None
