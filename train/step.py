@@ -103,15 +103,15 @@ class TrainingStep:
         if self._graphs is not None:
             length = self._model.config.model_max_length
             return self._graphs.run(PassInputs.of_batch(batch, self._frame_mask(batch), length))
-        terms = self.loss(batch)
-        self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
-        return _detached(terms)
+        return self._backward(self.loss(batch))
 
     def _fixed_pass(self, inputs: PassInputs) -> LossTerms:
         """The same of inputs that hold all that the host decides: nothing here asks it."""
         denoise = denoiser(self._engine, inputs.conditions, wants_size=self._wants_size)
         frame_mask = inputs.conditions.frame_mask
-        terms = self._objective.loss(denoise, inputs.x0, inputs.u, inputs.noise, frame_mask=frame_mask)
+        return self._backward(self._objective.loss(denoise, inputs.x0, inputs.u, inputs.noise, frame_mask=frame_mask))
+
+    def _backward(self, terms: LossTerms) -> LossTerms:
         self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
         return _detached(terms)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 from unittest.mock import Mock
 
 import pytest
@@ -24,6 +25,7 @@ from tests.train.distributed.training_cases import (
 from tests.train.tape import TapeRecorder
 from train.config import OptimiserOptions, ParallelOptions
 from train.ema import Ema
+from train.parallel.lean_zero import LeanZero
 from train.pass_graphs import CudaRecorder
 from train.planning.memory import plan_memory
 from train.setup import check_run, plan_run
@@ -100,6 +102,28 @@ def test_a_shape_that_is_new_gives_up_the_recordings_and_their_memory(ranks, bui
     run(ranks, build_engine, "stdit-ti/2", recorder)
     assert recorder.given_back == 1  # at the fourth step; there was nothing to give back at the first
     assert recorder.recorded == 3  # the first size twice: the second, when it was new, took its place
+
+
+def test_gradients_of_all_recordings_come_to_the_same_places_which_go_with_them(ranks, build_engine, monkeypatch):
+    model = small_model("stdit-ti/2")
+    engine, _ = build_engine(model, config_of("stdit-ti/2"), ranks.device, 1)
+    step = TrainingStep(engine, model, objective_of("stdit-ti/2"), recorder=TapeRecorder())
+    places, have_gathered = [], LeanZero.have_gathered
+
+    def noted(self, gathered):
+        places.append([(tensor.data_ptr(), tensor.numel()) for _, tensor in gathered])
+        memory.extend(weakref.ref(tensor) for _, tensor in gathered)
+        have_gathered(self, gathered)
+
+    memory = []
+    monkeypatch.setattr(LeanZero, "have_gathered", noted)
+    for size in (0, 1, 0, 1):
+        step.take(batch_of(size).to(ranks.device), LR)
+    assert len(places) == 2
+    assert places[0] == places[1] != []
+    assert all(each() is not None for each in memory)
+    step.give_memory_back()
+    assert not any(each() is not None for each in memory)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from train.config import TrainConfig
 from train.data import Batch
 from train.ema import Ema
 from train.model.checkpointing import ACTIVATION_CHECKPOINTING
+from train.parallel.lean_zero import Gathered, LeanZero
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
 from train.step import TrainingStep
@@ -104,6 +105,12 @@ def recorded_passes_are_those_launched_one_by_one(ranks: Ranks, _folder: Path) -
     """With what they send: sums of gradients, by buckets of one owner and shared ones, and on GPUs tokens that change
     ranks, which a CPU's recorder cannot see."""
     numbers = (0, 0, 0, 2, 2, 0)
+    places, have_gathered = [], LeanZero.have_gathered
+
+    def noted(gradients: LeanZero, gathered: Gathered) -> None:
+        places.append({(tensor.data_ptr(), tensor.numel()) for _, tensor in gathered})
+        have_gathered(gradients, gathered)
+
     for name, stage, degree, shared in (
         ("stdit-ti/2", 1, 1, False),
         ("stdit-ti/2", 2, 1, False),
@@ -121,7 +128,9 @@ def recorded_passes_are_those_launched_one_by_one(ranks: Ranks, _folder: Path) -
         ):
             options = {"numbers": numbers, "zero_stage": stage, "sequence_parallel": degree}
             expected = trained(ranks, name, **options)
-            found = trained(ranks, name, recorder=recorder_for(ranks.device), **options)
+            with mock.patch.object(LeanZero, "have_gathered", noted):
+                found = trained(ranks, name, recorder=recorder_for(ranks.device), **options)
+        assert places[-1] == places[-2], "two sizes, recorded one after the other, have the same places"
         require_same(found, expected, what=f"{name} at stage {stage}, {degree} ranks a sample, {shared=}")
 
 
