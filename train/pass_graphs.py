@@ -15,6 +15,7 @@ it in such tensors (:meth:`train.parallel.lean_zero.LeanZero.keep_places`).
 
 import dataclasses
 import gc
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -55,8 +56,8 @@ class PassInputs:
                 longer ones stay as they are, for the model to refuse.
         """
         conditions = Conditions.of_batch(batch, frame_mask)
-        if conditions.mask is not None:
-            more = max(caption_length - conditions.mask.shape[1], 0)
+        more = 0 if conditions.mask is None else caption_length - conditions.mask.shape[1]
+        if conditions.mask is not None and more > 0:
             conditions = dataclasses.replace(
                 conditions,
                 captions=F.pad(conditions.captions, (0, 0, 0, more)),
@@ -74,11 +75,20 @@ class PassInputs:
         """Returns what a graph is recorded for."""
         return tuple((name, tensor.shape, tensor.dtype) for name, tensor in self.tensors().items())
 
-    def clone(self) -> "PassInputs":
-        """Returns the same in memory of its own."""
-        copies = {name: tensor.clone() for name, tensor in self.tensors().items()}
+    def in_room(self, room: Mapping[str, Tensor]) -> "PassInputs":
+        """Returns the same in other memory.
+
+        Args:
+            room: As many bytes of each tensor, or more, by its name.
+        """
+        copies = {
+            name: room[name][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for name, tensor in self.tensors().items()
+        }
         own = {name: copies.pop(name) for name in ("x0", "u", "noise")}
-        return PassInputs(conditions=dataclasses.replace(self.conditions, **copies), **own)
+        copied = PassInputs(conditions=dataclasses.replace(self.conditions, **copies), **own)
+        copied.fill(self)
+        return copied
 
     def fill(self, inputs: "PassInputs") -> None:
         """Copies other inputs of the same shape here."""
@@ -142,6 +152,8 @@ class PassGraphs:
         self._run, self._gradients, self._recorder = run, gradients, recorder
         self._seen: set[Shape] = set()
         self._recordings: dict[Shape, _Recording] = {}
+        self._room: dict[str, Tensor] = {}
+        """By name, bytes that hold the inputs of any shape: one graph runs at a time."""
 
     def run(self, inputs: PassInputs) -> LossTerms:
         """Returns the losses of a batch, with its gradients gathered. All ranks call it with inputs of one shape."""
@@ -163,12 +175,15 @@ class PassGraphs:
         """Gives up the graphs, and their memory."""
         if self._recordings:
             self._recordings.clear()
+            self._room.clear()
             self._gradients.free_places()
             self._recorder.give_memory_back()
 
     def _record(self, inputs: PassInputs) -> _Recording:
         self._gradients.keep_places()
-        fixed, terms = inputs.clone(), []
+        if not self._room:
+            self._room = self._room_for_all(inputs.x0.device)
+        fixed, terms = inputs.in_room(self._room), []
 
         def work() -> None:
             terms.append(self._run(fixed))
@@ -176,6 +191,12 @@ class PassGraphs:
 
         launch = self._recorder.record(work)
         return _Recording(inputs=fixed, launch=launch, terms=terms[-1], gathered=self._gradients.gathered())
+
+    def _room_for_all(self, device: torch.device) -> dict[str, Tensor]:
+        sizes: dict[str, int] = {}
+        for name, size, dtype in itertools.chain(*self._seen):
+            sizes[name] = max(sizes.get(name, 0), size.numel() * dtype.itemsize)
+        return {name: torch.empty(size, dtype=torch.uint8, device=device) for name, size in sizes.items()}
 
 
 def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

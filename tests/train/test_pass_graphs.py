@@ -26,7 +26,7 @@ from tests.train.tape import TapeRecorder
 from train.config import OptimiserOptions, ParallelOptions
 from train.ema import Ema
 from train.parallel.lean_zero import LeanZero
-from train.pass_graphs import CudaRecorder
+from train.pass_graphs import CudaRecorder, PassInputs
 from train.planning.memory import plan_memory
 from train.setup import check_run, plan_run
 from train.step import TrainingStep
@@ -104,11 +104,17 @@ def test_a_shape_that_is_new_gives_up_the_recordings_and_their_memory(ranks, bui
     assert recorder.recorded == 3  # the first size twice: the second, when it was new, took its place
 
 
-def test_gradients_of_all_recordings_come_to_the_same_places_which_go_with_them(ranks, build_engine, monkeypatch):
+def test_all_recordings_read_and_write_at_the_same_places_which_go_with_them(ranks, build_engine, monkeypatch):
     model = small_model("stdit-ti/2")
     engine, _ = build_engine(model, config_of("stdit-ti/2"), ranks.device, 1)
     step = TrainingStep(engine, model, objective_of("stdit-ti/2"), recorder=TapeRecorder())
     places, have_gathered = [], LeanZero.have_gathered
+    read, in_room = [], PassInputs.in_room
+
+    def put(self, room):
+        read.append({name: tensor.data_ptr() for name, tensor in room.items()})
+        memory.extend(weakref.ref(tensor) for tensor in room.values())
+        return in_room(self, room)
 
     def noted(self, gathered):
         places.append([(tensor.data_ptr(), tensor.numel()) for _, tensor in gathered])
@@ -117,10 +123,12 @@ def test_gradients_of_all_recordings_come_to_the_same_places_which_go_with_them(
 
     memory = []
     monkeypatch.setattr(LeanZero, "have_gathered", noted)
+    monkeypatch.setattr(PassInputs, "in_room", put)
     for size in (0, 1, 0, 1):
         step.take(batch_of(size).to(ranks.device), LR)
     assert len(places) == 2
     assert places[0] == places[1] != []
+    assert read[0] == read[1] != {}
     assert all(each() is not None for each in memory)
     step.give_memory_back()
     assert not any(each() is not None for each in memory)
@@ -199,12 +207,13 @@ def test_what_cannot_be_recorded_is_refused_before_training(small_config, ranks)
         small_config.changed(cuda_graphs=True, gradient_accumulation=2)
 
 
-def test_the_count_of_memory_has_the_gradients_places():
+def test_the_count_of_memory_has_the_places_that_graphs_read_and_write():
     counts = {"num_weights": 1000, "num_trained": 900, "world_size": 3, "working": 5000}
     plain, graphs = (
-        plan_memory(ParallelOptions(cuda_graphs=wanted), OptimiserOptions(), **counts) for wanted in (False, True)
+        plan_memory(ParallelOptions(cuda_graphs=wanted), OptimiserOptions(), inputs=70, **counts)
+        for wanted in (False, True)
     )
-    assert graphs.resident - plain.resident == 2 * 300
+    assert graphs.resident - plain.resident == 2 * 300 + 70
 
 
 @pytest.mark.gpu

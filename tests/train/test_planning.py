@@ -206,7 +206,7 @@ def test_a_dry_run_with_graphs_says_so_and_what_they_keep(small_config):
     kept = plan_bucket(run, largest, 1).memory.places / 2**30
     assert kept > 0.01
     assert "1 part a step, CUDA graphs\n" in text
-    assert f", gradients of graphs {kept:.2f}; and what steps add:\n" in text
+    assert f", places of graphs {kept:.2f}; and what steps add:\n" in text
     without = plan_run(config.changed(cuda_graphs=False), data_rank=0, num_data_ranks=1, device_type="cuda")
     assert "graphs" not in describe(without, 1)
 

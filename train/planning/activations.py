@@ -46,6 +46,7 @@ def step_memory(
         num_trained=sum(p.numel() for p in parameters if p.requires_grad),
         world_size=world_size,
         working=working,
+        inputs=batch.captions.nbytes + 2 * 4 * batch.latents.numel(),  # clean latents and noise are float32
     )
 
 

@@ -123,7 +123,7 @@ def describe(run: CheckedRun, world_size: int) -> str:
     lines += [
         f"memory      GiB a device: weights {held.weights / _GIB:.2f}, masters {held.masters / _GIB:.2f}, moments "
         f"{held.moments / _GIB:.2f}, average {held.average / _GIB:.2f}"
-        f"{f', gradients of graphs {held.places / _GIB:.2f}' * parallel.cuda_graphs}; and what steps add:",
+        f"{f', places of graphs {held.places / _GIB:.2f}' * parallel.cuda_graphs}; and what steps add:",
         "",
         f"{'bucket':<16}{'samples':>9}{'at a time':>11}{'tokens':>13}{'TFLOP':>9}"
         f"{'working':>10}{'peak':>9}{'needed':>9}",

@@ -41,7 +41,7 @@ class MemoryPlan:
     update: int
     """Gradients and their copies while the optimiser takes its step."""
     places: int = 0
-    """Of gradients that graphs write, which stay."""
+    """Of the batch that graphs read and the gradients that they write, which stay."""
 
     @property
     def resident(self) -> int:
@@ -67,6 +67,7 @@ def plan_memory(
     num_trained: int,
     world_size: int,
     working: int,
+    inputs: int = 0,
 ) -> MemoryPlan:
     """Returns the memory of one device.
 
@@ -77,6 +78,7 @@ def plan_memory(
         num_trained: Those that are trained.
         world_size: Ranks.
         working: See :func:`train.planning.activations.working_bytes`.
+        inputs: What a pass reads of a batch.
     """
     stage, width = parallel.zero_stage, 2 if parallel.precision == "bfloat16" else 4
     shards = world_size if stage >= 1 else 1
@@ -111,7 +113,7 @@ def plan_memory(
             working=working,
             # gathered before, or now, one bucket after the other, each freeing what it is made of
             update=width * own if sent_meanwhile else width * num_trained + staged + bucket,
-            places=width * own if parallel.cuda_graphs else 0,
+            places=width * own + inputs if parallel.cuda_graphs else 0,
         )
     gradients = (4 if optimiser.gradient_accumulation > 1 else width) * own
     return MemoryPlan(
