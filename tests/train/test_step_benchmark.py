@@ -24,6 +24,7 @@ from train.benchmark.variants import FUSED, FUSED_CUDNN, FUSED_FLOAT8, PLAIN, ru
 from train.data import Batch
 from train.model import attention, build_model, flash_attention_3, model_config
 from train.parallel.ranks import Ranks
+from train.step import TrainingStep
 
 TINY = {"depth": 2, "hidden_size": 32, "num_heads": 2, "caption_channels": 16, "model_max_length": 130}
 QUICK = Timing(warmup=0, steps=1)
@@ -183,6 +184,26 @@ def test_what_has_no_memory_with_half_the_blocks_is_not_scaled_from_all_of_them(
         trace=None,
     )
     assert row.error == "out of memory"
+
+
+def test_a_bench_whose_variant_fails_gives_its_graphs_up_before_ranks_leave(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up, give_memory_back = [], TrainingStep.give_memory_back
+
+    def noted(step: TrainingStep) -> None:
+        given_up.append(step)
+        give_memory_back(step)
+
+    def fail(bench: Bench, *_: object) -> StepRow:
+        bench.step()
+        monkeypatch.setattr(TrainingStep, "give_memory_back", noted)
+        raise InputError("too few GPUs")
+
+    monkeypatch.setattr("train.benchmark.measuring.measure_variant", fail)
+    with pytest.raises(InputError, match="too few GPUs"):
+        measure(_tiny("stdit-xl/2 16x256", variants=(FUSED,)), ranks, QUICK, overrides=TINY, trace=None)
+    assert len(given_up) == 1
 
 
 def test_one_slow_step_does_not_change_what_a_step_takes(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +99,18 @@ def measure(
             lambda depth=depth: Bench(setting, ranks, overrides, depth, device_memory_gib),  # type: ignore[misc]
         )
         is_last = depth == depths[-1]
-        for variant in variants:
-            if variant.name in rows and rows[variant.name].error:  # with half the blocks already
-                continue
+        with closing(benches):  # after a failure too: ranks do not leave their group while there are graphs
+            for variant in variants:
+                if variant.name in rows and rows[variant.name].error:  # with half the blocks already
+                    continue
 
-            def measured(bench: Bench, variant: Variant = variant, is_last: bool = is_last) -> StepRow:
-                if is_last:
-                    return measure_variant(bench, variant, timing, ranks, trace, shorter.get(variant.name))
-                shorter[variant.name] = _seconds(bench, variant, timing)
-                return StepRow(setting=setting.name, variant=variant.name, batch=setting.batch)
+                def measured(bench: Bench, variant: Variant = variant, is_last: bool = is_last) -> StepRow:
+                    if is_last:
+                        return measure_variant(bench, variant, timing, ranks, trace, shorter.get(variant.name))
+                    shorter[variant.name] = _seconds(bench, variant, timing)
+                    return StepRow(setting=setting.name, variant=variant.name, batch=setting.batch)
 
-            rows[variant.name] = benches.measure(variant, measured)
-        benches.close()
+                rows[variant.name] = benches.measure(variant, measured)
     return list(rows.values())
 
 

@@ -322,6 +322,7 @@ class Bench:
 
     def close(self) -> None:
         """Frees the engine's memory."""
+        self._step.give_memory_back()
         self._engine.destroy()
         self.model = nn.Module()  # type: ignore[assignment]
         del self._engine, self._step, self._ema, self._batches
