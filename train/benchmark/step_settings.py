@@ -13,7 +13,7 @@ from train.benchmark.variants import (
     Variant,
 )
 from train.config.parallel import Checkpointing
-from train.ops.reference import KERNELS
+from train.ops.reference import Kernel
 
 SPATIAL_STRIDE = 8
 """Pixels by which latents are smaller."""
@@ -70,7 +70,14 @@ class Setting:
         return self.published_of.get(variant, self.published)
 
 
-_CUDNN = Variant(name="plain, cuDNN attention", kernels=(), backend="cudnn", transposes=True)
+def _plain_with_each(*kernels: Kernel) -> tuple[Variant, ...]:
+    """Returns the plain form, and with cuDNN's attention or one of our kernels by itself."""
+    cudnn = Variant(name="plain, cuDNN attention", kernels=(), backend="cudnn", transposes=True)
+    fused = (
+        Variant(name=f"plain, fused {name}", kernels=(name,), backend="flash", transposes=True) for name in kernels
+    )
+    return PLAIN, cudnn, *fused
+
 
 IMAGES = (
     Setting(
@@ -80,14 +87,7 @@ IMAGES = (
         batch=128,
         labels=True,
         published=175,
-        variants=(
-            PLAIN,
-            _CUDNN,
-            Variant(name="plain, fused modulation", kernels=("modulation",), backend="flash", transposes=True),
-            FUSED,
-            FUSED_FLOAT8,
-            FUSED_FLOAT8_GRAPHS,
-        ),
+        variants=(*_plain_with_each("modulation", "gelu", "linear"), FUSED, FUSED_FLOAT8, FUSED_FLOAT8_GRAPHS),
     ),
     Setting(model="dit-xl/2", frames=1, size=256, batch=128, published=175),
     Setting(model="stdit-xl/2", frames=1, size=256, batch=96, published=175),
@@ -95,13 +95,7 @@ IMAGES = (
 """Images of 256x256. STDiT's plain form takes more than 80 GB at a batch of 128."""
 
 _EACH_PART = (
-    PLAIN,
-    _CUDNN,
-    *(
-        Variant(name=f"plain, fused {name}", kernels=(name,), backend="flash", transposes=True)
-        for name in KERNELS
-        if name != "qk_norm"  # STDiT has none
-    ),
+    *_plain_with_each("modulation", "time", "captions", "gelu", "linear"),
     FUSED,
     FUSED_CUDNN,
     FUSED_GRAPHS,
