@@ -6,6 +6,7 @@ straight to the C function that Triton has for a kernel: the Python in front of 
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -25,41 +26,60 @@ def launches_directly(x: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or x.is_meta or _get_current_dispatch_mode() is not None)
 
 
-_BEFORE_ARGUMENTS = "iiiKKppOOOOOO"
-"""What Triton 3.6's C functions take before a kernel's arguments: the grid's three axes, stream, kernel, whether its
-programs wait for each other, whether it may begin before the last one ends, scratch memory of two kinds, metadata of
-the kernel and of the launch, and what to call before and after."""
+def _told(compiled: Any, grid: tuple[int, ...]) -> tuple[tuple[Any, ...], bool] | None:
+    """Asks Triton's launcher of a kernel what it gives the C function that launches it.
+
+    That depends on the Triton. So a copy of the launcher, whose C function only listens, is called with marks in place
+    of what differs from launch to launch.
+
+    Returns:
+        What comes after the grid and the stream and before the kernel's arguments, and whether those come as one tuple
+        (from Triton 3.7 on) or each by itself (3.6). None if it is neither, or if a launch needs more than the
+        function: scratch memory, or Triton's sanitiser.
+    """
+    launcher = compiled.run
+    if launcher.global_scratch_size or launcher.profile_scratch_size or getattr(launcher, "gsan_enabled", False):
+        return None
+    stream, arguments = object(), (object(), object())
+    heard: list[tuple[Any, ...]] = []
+    listener = copy(launcher)
+    listener.launch = lambda *told: heard.append(told)
+    listener(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments)
+    told = heard[0] if len(heard) == 1 else ()
+    if told[:4] != (*grid, stream):
+        return None
+    if told[-1] == arguments:
+        return told[4:-1], True
+    return (told[4:-2], False) if told[-2:] == arguments else None
 
 
 def _again(compiled: Any, grid: tuple[int, ...]) -> Callable[..., None]:
     """Returns what launches a compiled kernel, given addresses for tensors, then its other arguments.
 
-    Triton's own, if its inside is not as in 3.6 or the kernel needs scratch memory.
+    Triton's own, if its inside is not as in 3.6 to 3.9, or if a launch needs more than the C function.
     """
-    by_triton: Callable[..., None] = compiled[grid]
+    by_triton: Callable[..., None] = compiled[grid]  # keeps the kernel, which Triton 3.8 unloads when it is let go
     try:
         from triton import knobs
-        from triton.backends.nvidia.driver import _BASE_ARGS_FORMAT, CudaLauncher
+        from triton.backends.nvidia.driver import CudaLauncher
         from triton.runtime.driver import driver
 
-        launcher = compiled.run
-        if not isinstance(launcher, CudaLauncher) or _BASE_ARGS_FORMAT != _BEFORE_ARGUMENTS:
+        if not isinstance(compiled.run, CudaLauncher) or (told := _told(compiled, grid)) is None:
             return by_triton
-        if launcher.global_scratch_size or launcher.profile_scratch_size:
-            return by_triton
-        launch, kernel = launcher.launch, compiled.function
-        how = (launcher.launch_cooperative_grid, launcher.launch_pdl, None, None, compiled.packed_metadata)
+        launch, (fixed, together) = compiled.run.launch, told
         enter, leave = knobs.runtime.launch_enter_hook.calls, knobs.runtime.launch_exit_hook.calls
         stream_of, device = driver.active.get_current_stream, driver.active.get_current_device()
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, TypeError):
         return by_triton
     x, y, z = grid
 
     def directly(*arguments: Any) -> None:
         if enter or leave:  # somebody's profiler wants to be called
             by_triton(*arguments)
+        elif together:
+            launch(x, y, z, stream_of(device), *fixed, arguments)
         else:
-            launch(x, y, z, stream_of(device), kernel, *how, None, None, None, *arguments)
+            launch(x, y, z, stream_of(device), *fixed, *arguments)
 
     return directly
 

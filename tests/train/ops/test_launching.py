@@ -1,6 +1,7 @@
 """How kernels are launched again: a stand-in for Triton says which launches it had to choose a kernel for.
 
-Another one has what lies inside Triton 3.6 on a GPU, where ``test_kernels.py`` has the same of Triton itself.
+Others have what lies inside Triton 3.6, and 3.7 to 3.9, on a GPU, where ``test_kernels.py`` has the same of Triton
+itself.
 """
 
 import sys
@@ -93,22 +94,41 @@ class CudaLauncher:
     profile_scratch_size: int = 0
     launch_cooperative_grid: bool = False
     launch_pdl: bool = True
+    gsan_enabled: bool = False  # from 3.8 on
 
-    def launch(self, *arguments: Any) -> None:
-        self.launched.append(arguments)
+    def __post_init__(self) -> None:
+        self.launch = lambda *arguments: self.launched.append(arguments)
+
+    def __call__(self, x: int, y: int, z: int, stream: Any, function: int, *rest: Any) -> None:
+        how = self.launch_cooperative_grid, self.launch_pdl
+        self.launch(x, y, z, stream, function, *how, "memory" if self.global_scratch_size else None, None, *rest)
+
+
+class Newer(CudaLauncher):
+    """As Triton has one from 3.7 on."""
+
+    arg_annotations, kernel_signature = ["kernel", "kernel", "kernel", "kernel", "constant"], b"PPPi"
+
+    def __call__(self, x: int, y: int, z: int, stream: Any, function: int, *rest: Any) -> None:
+        how, (packed, launched, enter, leave, *arguments) = (self.launch_cooperative_grid, self.launch_pdl), rest
+        forms = self.arg_annotations, self.kernel_signature
+        watched = (77,) if self.gsan_enabled else ()
+        self.launch(
+            x, y, z, stream, function, *how, packed, launched, enter, leave, None, None, *forms, (*arguments, *watched)
+        )
 
 
 class Triton:
     """The modules of Triton that are looked into, and a kernel of its."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, launcher: type[CudaLauncher] = CudaLauncher) -> None:
         self.stream = 5
         self.enter, self.leave = SimpleNamespace(calls=[]), SimpleNamespace(calls=[])
-        self.launcher = CudaLauncher()
+        self.launcher = launcher()
         runtime = SimpleNamespace(launch_enter_hook=self.enter, launch_exit_hook=self.leave)
         active = SimpleNamespace(get_current_device=lambda: 3, get_current_stream=lambda device: (self.stream, device))
         self.nvidia = ModuleType("triton.backends.nvidia.driver")
-        self.nvidia.__dict__.update(CudaLauncher=CudaLauncher, _BASE_ARGS_FORMAT="iiiKKppOOOOOO")
+        self.nvidia.__dict__.update(CudaLauncher=CudaLauncher)
         driver = ModuleType("triton.runtime.driver")
         driver.__dict__.update(driver=SimpleNamespace(active=active))
         triton = ModuleType("triton")
@@ -127,22 +147,28 @@ class Triton:
         return launch, kernel
 
 
+@pytest.mark.parametrize("launcher", [CudaLauncher, Newer], ids=["3.6", "3.7"])
 def test_a_kernel_is_launched_again_by_tritons_c_function_on_the_stream_of_the_moment(
-    monkeypatch: pytest.MonkeyPatch,
+    launcher: type[CudaLauncher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    triton, tensors = Triton(monkeypatch), (_tensor(), None, _tensor())
+    triton, tensors = Triton(monkeypatch, launcher), (_tensor(), None, _tensor())
     launch, kernel = triton.launch_twice(*tensors)
     triton.stream = 6
     launch(*tensors)
-    rest = (11, False, True, None, None, (4, 1, 0), None, None, None, *_addresses(*tensors), 7, 32)
+    arguments, kernel_is = (*_addresses(*tensors), 7, 32), (11, False, True)
+    if launcher is Newer:
+        rest = (*kernel_is, (4, 1, 0), *[None] * 5, Newer.arg_annotations, Newer.kernel_signature, arguments)
+    else:
+        rest = (*kernel_is, None, None, (4, 1, 0), None, None, None, *arguments)
     assert triton.launcher.launched == [(3, 2, 1, (stream, 3), *rest) for stream in (5, 6)]
     assert not kernel.again
 
 
+@pytest.mark.parametrize("launcher", [CudaLauncher, Newer], ids=["3.6", "3.7"])
 def test_a_profilers_hooks_are_called_by_triton_itself_also_if_they_come_later(
-    monkeypatch: pytest.MonkeyPatch,
+    launcher: type[CudaLauncher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    triton = Triton(monkeypatch)
+    triton = Triton(monkeypatch, launcher)
     launch, kernel = triton.launch_twice(_tensor())
     for hook in (triton.enter, triton.leave):
         hook.calls.append("profiler")
@@ -152,15 +178,54 @@ def test_a_profilers_hooks_are_called_by_triton_itself_also_if_they_come_later(
     assert (len(kernel.again), len(triton.launcher.launched)) == (2, 2)
 
 
-@pytest.mark.parametrize("what", ["arguments", "launcher", "scratch", "no hooks", "no driver"])
-def test_a_triton_that_is_not_as_known_launches_by_itself(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    triton = Triton(monkeypatch)
-    if what == "arguments":
-        triton.nvidia.__dict__["_BASE_ARGS_FORMAT"] = "iiiKKppOOOOO"
-    elif what == "launcher":
+class AnotherOrder(CudaLauncher):
+    def __call__(self, x: int, y: int, z: int, stream: Any, *rest: Any) -> None:
+        self.launch(stream, x, y, z, *rest)
+
+
+class MoreArguments(CudaLauncher):
+    def __call__(self, *rest: Any) -> None:
+        self.launch(*rest, "more")
+
+
+class ByName(CudaLauncher):
+    def __call__(self, x: int, y: int, z: int, stream: Any, *rest: Any) -> None:
+        self.launch(x, y, z, *rest, stream=stream)
+
+
+class Twice(CudaLauncher):
+    def __call__(self, *rest: Any) -> None:
+        super().__call__(*rest)
+        super().__call__(*rest)
+
+
+@pytest.mark.parametrize("launcher", [AnotherOrder, MoreArguments, ByName, Twice])
+def test_a_launcher_of_a_form_that_is_not_known_launches_by_itself(
+    launcher: type[CudaLauncher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = Triton(monkeypatch, launcher)
+    _, kernel = triton.launch_twice(_tensor())
+    assert (len(kernel.again), len(triton.launcher.launched)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "what", ["launcher", "global memory", "memory of a profile", "watched", "missing", "no hooks", "no driver"]
+)
+@pytest.mark.parametrize("launcher", [CudaLauncher, Newer], ids=["3.6", "3.7"])
+def test_a_triton_that_is_not_as_known_launches_by_itself(
+    launcher: type[CudaLauncher], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = Triton(monkeypatch, launcher)
+    if what == "launcher":
         triton.nvidia.__dict__["CudaLauncher"] = type("CudaLauncher", (), {})
-    elif what == "scratch":
+    elif what == "global memory":
         triton.launcher.global_scratch_size = 128
+    elif what == "memory of a profile":
+        triton.launcher.profile_scratch_size = 128
+    elif what == "watched":
+        triton.launcher.gsan_enabled = True
+    elif what == "missing":
+        del triton.launcher.launch
     elif what == "no hooks":
         del triton.enter.calls
     else:
