@@ -1,4 +1,4 @@
-"""The loss of a batch: the model with the conditions of its samples, under an objective."""
+"""The loss of samples: the model with their conditions, under an objective."""
 
 from collections.abc import Callable
 
@@ -33,10 +33,27 @@ def batch_loss(
         u: Other draws (B,) than the batch's own, float64.
         noise: Other noise (B, C, T, H, W) than the batch's own, float32.
     """
-    return objective.loss(
-        denoiser(model, Conditions.of_batch(batch, frame_mask), wants_size=wants_size),
+    return loss_of(
+        model,
+        objective,
+        Conditions.of_batch(batch, frame_mask),
         batch.clean_latents() if x0 is None else x0,
         batch.u if u is None else u,
         batch.noise() if noise is None else noise,
-        frame_mask=frame_mask,
+        wants_size=wants_size,
     )
+
+
+def loss_of(
+    model: Callable[..., Tensor],
+    objective: Objective,
+    conditions: Conditions,
+    x0: Tensor,
+    u: Tensor,
+    noise: Tensor,
+    *,
+    wants_size: bool,
+) -> LossTerms:
+    """Returns the loss of each sample, of what :func:`batch_loss` takes from a batch; all is on the model's device."""
+    denoise = denoiser(model, conditions, wants_size=wants_size)
+    return objective.loss(denoise, x0, u, noise, frame_mask=conditions.frame_mask)

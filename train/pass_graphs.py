@@ -156,7 +156,10 @@ class PassGraphs:
         """By name, bytes that hold the inputs of any shape: one graph runs at a time."""
 
     def run(self, inputs: PassInputs) -> LossTerms:
-        """Returns the losses of a batch, with its gradients gathered. All ranks call it with inputs of one shape."""
+        """Returns the losses of a batch, good until the next one, with its gradients gathered.
+
+        All ranks call it with inputs of one shape.
+        """
         shape = inputs.shape()
         if shape not in self._seen:
             self.forget()
@@ -165,11 +168,11 @@ class PassGraphs:
         recording = self._recordings.get(shape)
         if recording is None:
             recording = self._recordings[shape] = self._record(inputs)
-        recording.inputs.fill(inputs)
+        else:
+            recording.inputs.fill(inputs)
         recording.launch()
         self._gradients.have_gathered(recording.gathered)
-        terms = recording.terms
-        return LossTerms(loss=terms.loss.clone(), parts=_cloned(terms.parts))
+        return recording.terms
 
     def forget(self) -> None:
         """Gives up the graphs, and their memory."""
@@ -197,7 +200,3 @@ class PassGraphs:
         for name, size, dtype in itertools.chain(*self._seen):
             sizes[name] = max(sizes.get(name, 0), size.numel() * dtype.itemsize)
         return {name: torch.empty(size, dtype=torch.uint8, device=device) for name, size in sizes.items()}
-
-
-def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors.items()}

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.conditions import denoiser, draw_frame_mask
+from train.conditions import draw_frame_mask
 from train.data import Batch
 from train.diffusion.frame_masks import MaskStrategy
 from train.diffusion.objective import Objective
 from train.diffusion.terms import LossTerms
-from train.loss import batch_loss
+from train.loss import batch_loss, loss_of
 from train.model.transformer import DiffusionTransformer
 from train.ops.cpu_bfloat16 import bfloat16_products
 from train.parallel.master_weights import Following
@@ -107,9 +107,9 @@ class TrainingStep:
 
     def _fixed_pass(self, inputs: PassInputs) -> LossTerms:
         """The same of inputs that hold all that the host decides: nothing here asks it."""
-        denoise = denoiser(self._engine, inputs.conditions, wants_size=self._wants_size)
-        frame_mask = inputs.conditions.frame_mask
-        return self._backward(self._objective.loss(denoise, inputs.x0, inputs.u, inputs.noise, frame_mask=frame_mask))
+        drawn = inputs.x0, inputs.u, inputs.noise
+        terms = loss_of(self._engine, self._objective, inputs.conditions, *drawn, wants_size=self._wants_size)
+        return self._backward(terms)
 
     def _backward(self, terms: LossTerms) -> LossTerms:
         self._engine.backward(_poisoned_unless_finite(terms.loss.mean()))
@@ -129,6 +129,7 @@ def _detached(terms: LossTerms) -> LossTerms:
 
 
 def _joined(terms: list[LossTerms]) -> LossTerms:
+    """Returns the terms of all parts, in memory of their own: the next pass may write where these lie."""
     return LossTerms(
         loss=torch.cat([each.loss for each in terms]),
         parts={name: torch.cat([each.parts[name] for each in terms]) for name in terms[0].parts},

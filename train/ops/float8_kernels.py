@@ -3,7 +3,8 @@ with the sums over them, GELU's gradient with the same, and the columns of a wei
 
 A program holds whole rows, so that it knows a row's greatest value before it writes: nothing is read twice. A weight's
 columns are the exception; it is small enough for the second reading to come from the cache. Where rows are summed, the
-next ones are loaded while some are converted (``cp.async``), so that few programs keep memory busy.
+next ones are loaded while some are converted (``cp.async``), so that few programs keep memory busy; but for wide ones
+without a GELU, where that is slower.
 
 Scales are powers of two, made of the bits of the greatest value: see :mod:`train.ops.float8`.
 
