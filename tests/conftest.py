@@ -1,4 +1,4 @@
-"""Clips that tests share."""
+"""What all tests share: clips, and what those that need GPUs do without."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,6 +11,19 @@ import pytest
 CLIPS = Path(__file__).parent / "data" / "clips"
 
 ClipMaker = Callable[..., Path]
+
+_GPUS_NEEDED = {"gpu": 1, "multigpu": 2}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test that is marked for more GPUs than there are."""
+    needed = max((number for mark, number in _GPUS_NEEDED.items() if item.get_closest_marker(mark)), default=0)
+    if not needed:
+        return
+    import torch  # tests of what decodes without it do not wait for its import
+
+    if torch.cuda.device_count() < needed:
+        pytest.skip(f"needs {needed} CUDA device{'s' * (needed > 1)}")
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,6 @@ def test_kernels_for_several_lengths_read_keys_and_values_where_they_lie():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("backend", preferred_backends("cuda", torch.bfloat16, masked=True))
 @pytest.mark.parametrize("masked", [False, True])
 def test_every_gpu_backend_computes_softmax_attention_forwards_and_backwards(backend, masked):

@@ -185,7 +185,6 @@ def test_it_is_chosen_for_long_sequences_on_hopper_and_never_for_others(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_hopper_long_sequences_take_it_compiled_or_not() -> None:
     device = torch.device("cuda", 0)
     if ours.find_library() is None or torch.cuda.get_device_capability(device)[0] != 9:

@@ -202,7 +202,6 @@ def test_checkpointing_computes_again_what_it_does_not_keep(kind):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("frames", [4, 80])
 @pytest.mark.parametrize("kind", WITH_CAPTIONS)
 def test_on_a_gpu_kernels_that_are_kept_give_what_they_gave(kind, frames):

@@ -179,7 +179,6 @@ def test_only_long_sequences_of_a_gpu_go_past_the_kernels_and_not_what_they_are_
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("size", [(1, 130, 5), (2, 70, 3), (2, 200, 1)], ids=str)
 @pytest.mark.parametrize("backend", ["cudnn", "flash-attn-3"])
 def test_on_a_gpu_long_sequences_are_right_and_nothing_is_put_in_order(

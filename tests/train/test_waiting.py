@@ -18,6 +18,5 @@ def test_a_verdict_that_the_host_has_is_on_the_device_too():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_is_launched_without_waiting_for_the_gpu(ranks, tmp_path):
     steps_are_launched_without_waiting(ranks, tmp_path)

@@ -96,7 +96,6 @@ def test_other_autoencoders_are_refused_by_name() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("config", [STABLE, BARE, {**STABLE, "block_out_channels": (64, 128), "norm_num_groups": 32}])
 def test_kernels_give_what_diffusers_gives(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -199,7 +199,6 @@ def test_a_caption_that_does_not_fit_alone_fails(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("feed_forward", "head_width"), [("gated-gelu", 64), ("relu", 24)])
 def test_kernels_give_what_transformers_gives(feed_forward: str, head_width: int) -> None:
     captions = sorted(make_captions([*LENGTHS, *range(1, 121, 3)]), key=len)
@@ -218,7 +217,6 @@ def test_kernels_give_what_transformers_gives(feed_forward: str, head_width: int
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_encoding_does_not_wait_for_the_gpu_and_gives_the_same_bits_again() -> None:
     encoder = make_encoder(make_model(width=256, head_width=64).cuda().to(torch.bfloat16))
     captions = make_captions([7, 7, *LENGTHS[5:]])

@@ -10,7 +10,7 @@ DEVICES = [
     "cpu",
     pytest.param(
         "cuda",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        marks=pytest.mark.gpu,
     ),
 ]
 SETTINGS = AdamWSettings(lr=3e-3, betas=(0.9, 0.98), eps=1e-4, weight_decay=0.03)

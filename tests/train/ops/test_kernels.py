@@ -17,10 +17,7 @@ from train.ops.qk_norm import qk_norm
 from train.ops.reference import reference_operations
 from train.ops.time_attention import time_attention
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LEAST_ERROR = {torch.bfloat16: 2e-3, torch.float16: 3e-4, torch.float32: 2e-6}
