@@ -37,7 +37,8 @@ class StepMetrics:
     tokens_per_second: float
     step_ms: float
     data_wait_ms: float
-    """Of a step, on the rank that waited longest."""
+    """Of a step, on the rank that waited longest: until every rank has its batch, for they begin a step together. So it
+    has the wait for the slowest rank's batch, and for a rank that comes late for another reason."""
     data_wait_fraction: float
     tflops_per_device: float
     """Model FLOP: three times the forward pass, recomputation not counted."""

@@ -1,8 +1,11 @@
 """Checks of the trainer that two ranks make together, see ``launch``."""
 
 import json
+import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,9 @@ from tests.train.synthetic_cache import write_cache
 from train.batches import open_batches
 from train.checkpoint_files import WEIGHTS_FILE, list_checkpoints
 from train.config import TrainConfig
+from train.data import Batch
 from train.held_out import FixedSamples
+from train.loader import load_batches
 from train.parallel.ranks import Ranks
 from train.setup import check_run
 from train.trainer import train
@@ -107,6 +112,26 @@ def a_sample_that_one_rank_cannot_read_is_told_once(ranks: Ranks, folder: Path) 
         if ranks.is_first:
             assert "found CRC32C" in str(raised.value)
             assert len(lines(folder / damaged)) in read
+
+
+def every_rank_waits_for_the_slowest_ones_batch(ranks: Ranks, folder: Path) -> None:
+    config = config_for(ranks, folder, broken=0)
+    run = check_run(config, ranks)
+    slow_seconds = 0.5
+
+    def batches_late(*args: Any, **kwargs: Any) -> Iterator[Batch]:
+        for batch in load_batches(*args, **kwargs):
+            time.sleep(slow_seconds * ranks.rank)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.batches.load_batches", batches_late)
+        batches = open_batches(run, ranks, first_step=0)
+        for _ in range(2):
+            ranks.barrier()
+            began = time.perf_counter()
+            next(batches)
+            assert time.perf_counter() - began > 0.8 * slow_seconds
 
 
 def damage(cache: Cache, sample: str) -> None:
