@@ -85,6 +85,19 @@ def test_selective_checkpointing_keeps_what_it_computed(kernels: StandIn) -> Non
         assert len(kernels.given) == times
 
 
+def test_attention_to_captions_is_kept_where_products_are(kernels: StandIn) -> None:
+    keys, _ = KeyMask.valid_first(torch.ones(2, 6))
+    qkv = torch.randn(2, 6, 3, 2, 8, requires_grad=True)
+
+    def attend(t: Tensor) -> Tensor:
+        return _varlen(ours.flash_attention_3_of_lengths, *t.sin().unbind(2), keys).exp()
+
+    for mode, times in (("selective", 1), ("attention", 2), ("full", 2)):
+        kernels.given.clear()
+        checkpointed(attend, mode)(qkv).sum().backward()
+        assert len(kernels.given) == times
+
+
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder for packages, before those that are installed."""

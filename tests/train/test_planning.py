@@ -71,13 +71,23 @@ def test_each_choice_of_auto_fits_wherever_the_one_before_does(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "frames", "tensors"), [("stdit-s/2", 8, 1), ("stdit-s/2", 128, 2), ("stdit3-s/2", 8, 1), ("dit-s/2", 8, 1)]
+    ("name", "frames", "tensors", "backend"),
+    [
+        ("stdit-s/2", 8, 1, None),
+        ("stdit-s/2", 128, 2, None),
+        ("stdit3-s/2", 8, 1, None),
+        ("dit-s/2", 8, 1, None),
+        ("dit-s/2", 8, 1, "cudnn"),
+        ("dit-s/2", 8, 1, "flash"),
+        ("stdit-s/2", 8, 1, "efficient"),
+        ("stdit-s/2", 8, 0, "math"),
+    ],
 )
-def test_attention_to_many_tokens_is_kept_and_to_few_is_not(name, frames, tensors):
-    """Beside the result of each MLP's second product."""
+def test_attention_to_many_tokens_is_kept_and_to_few_is_not_by_whichever_kernel(name, frames, tensors, backend):
+    """Beside the result of each MLP's second product; ``math`` is products."""
     kept = {}
     for mode in ("attention", "full", "attention"):  # positions are made once
-        model, objective, batch = shaped(name, mode, samples=2, frames=frames)
+        model, objective, batch = shaped(name, mode, samples=2, frames=frames, attention_backend=backend)
         noise = torch.empty(batch.latents.shape, dtype=torch.float32, device="meta")
         allocations = Allocations()
         with allocations:
@@ -146,6 +156,14 @@ def test_a_run_computes_again_what_its_largest_bucket_needs_and_no_more(ranks, s
     assert json.loads((config.output / "run.json").read_text())["config"]["activation_checkpointing"] == "auto"
     with pytest.raises(InputError, match=r"needs about .* found .* GiB"):
         train(config.changed(output=config.output / "small", device_memory_gib=0.5), ranks)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_attention_by_products_is_counted_with_its_probabilities(precision):
+    width = 2 if precision == "bfloat16" else 4
+    flat = working(2, "none", precision=precision, attention_backend="efficient")
+    probabilities = 2 * 8 * 6 * 256 * 256 * width
+    assert working(2, "none", precision=precision, attention_backend="math") > flat + 4 * probabilities
 
 
 def test_attention_along_more_frames_than_our_kernels_take_keeps_no_probabilities():

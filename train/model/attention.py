@@ -279,12 +279,12 @@ def caption_attention(
         return attention(q, k, v, backend=backend)
     if backend is not None:
         require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
-    if q.is_meta:
-        return _without_content(q, k, v, keys, backend)
-    if backend == "flash-attn-3":
+    if backend == "flash-attn-3" or (q.is_meta and backend in ("flash-attn", "flash")):  # all keep as much
         return _varlen(flash_attention_3.flash_attention_3_of_lengths, q, k, v, keys)
     if backend == "flash-attn":
         return _varlen(importlib.import_module("flash_attn").flash_attn_varlen_func, q, k, v, keys)
+    if q.is_meta:
+        return _without_content(q, k, v, keys.mask[:, None, None, :], backend)
     if backend == "flash" and q.is_cuda:
         return _varlen(importlib.import_module("torch.nn.attention.varlen").varlen_attn, q, k, v, keys)
     return _sdpa(q, k, v, keys.mask[:, None, None, :], backend)
@@ -301,10 +301,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: Attenti
     return out.transpose(1, 2)
 
 
-def _without_content(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask | None, backend: AttentionBackend | None) -> Tensor:
+def _without_content(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: AttentionBackend | None) -> Tensor:
     """Returns a tensor of the result's shape; its graph keeps what the kernel that a GPU would use keeps."""
+    if backend == "math":
+        return _sdpa(q, k, v, mask, backend)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    bias = None if keys is None else keys.mask.to(q.dtype)[:, None, None, :].expand(-1, q.shape[1], q.shape[2], -1)
+    bias = None if mask is None else mask.to(q.dtype).expand(-1, q.shape[1], q.shape[2], -1)
     if q.dtype not in _HALF or backend == "efficient":
         out = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True)[0]
     elif backend in (None, "cudnn"):

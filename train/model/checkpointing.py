@@ -46,10 +46,30 @@ _ATTENTION = frozenset(
 _ATTENTION_LIBRARIES = frozenset({"flash_attn", "torch_attn", "latentmill_attention"})
 """Libraries all of whose operators are attention."""
 _BOUND_BY_MEMORY = frozenset(
-    {"latentmill_attention::time_attention", "latentmill_attention::caption_attention", "torch_attn::_varlen_attn"}
+    {
+        "latentmill_attention::time_attention",
+        "latentmill_attention::caption_attention",
+        "torch_attn::_varlen_attn",
+        "flash_attn::_flash_attn_varlen_forward",
+    }
 )
 """Attention to few keys, of short sequences of frames or of captions: as cheap for its bytes as products are, so that
 ``attention`` computes it again (the table in docs/models.md)."""
+_KEYS_BY = {
+    "aten::_scaled_dot_product_cudnn_attention": "attn_bias",
+    "aten::_scaled_dot_product_efficient_attention": "attn_bias",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "attn_mask",
+    "latentmill_attention::flash_attention_3": "key_borders",
+}
+"""Of kernels that attend to captions too, the argument that says which keys a sample sees: only captions have it."""
+
+
+def _is_bound_by_memory(name: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation is attention to few keys."""
+    if name in _KEYS_BY:
+        named = kwargs | {known.name: given for known, given in zip(operation._schema.arguments, args, strict=False)}
+        return named.get(_KEYS_BY[name]) is not None
+    return name in _BOUND_BY_MEMORY
 
 
 def _sums_over_many(name: str, args: tuple[Any, ...]) -> bool:
@@ -65,13 +85,13 @@ def _sums_over_many(name: str, args: tuple[Any, ...]) -> bool:
     return bool(inputs > 2 * outputs)
 
 
-def _policy(keeps_products: bool, _context: Any, operation: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
+def _policy(keeps_products: bool, _context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     name = operation.name().split(".")[0] if isinstance(operation, torch._ops.OpOverload) else ""
     kept = name in _ATTENTION or name.split("::")[0] in (*_ATTENTION_LIBRARIES, _EXCHANGES)
     if keeps_products:
         kept = kept or name in _PRODUCTS
     else:
-        kept = (kept and name not in _BOUND_BY_MEMORY) or _sums_over_many(name, args)
+        kept = (kept and not _is_bound_by_memory(name, operation, args, kwargs)) or _sums_over_many(name, args)
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
