@@ -1,6 +1,7 @@
 """Training with products in 8 bits: which products, on what devices, in which company."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from shared.errors import InputError
 from tests.train.small_models import KINDS, inputs, small_model
 from train.building import build_model
 from train.config import ParallelOptions
-from train.model import blocks, dit, model_config, stdit
+from train.model import attention_layers, blocks, dit, layers, model_config, stdit
 from train.model.checkpointing import Recomputation
 from train.model.float8 import (
     TOKEN_PRODUCTS,
@@ -20,7 +21,8 @@ from train.model.float8 import (
     token_products,
 )
 from train.ops import float8_linear
-from train.ops.float8 import rows_reference
+from train.ops.float8 import empty_rows, rows_reference
+from train.parallel.sequence import busiest_layout
 from train.planning.dry_run import describe
 from train.setup import check_run
 from train.trainer import train
@@ -72,10 +74,45 @@ def test_tokens_are_converted_by_what_writes_them_and_read_so_by_the_product_beh
     by_products += ["blocks.0.attn_temp.qkv"] * kind.startswith("stdit-")  # positions are added in between
     assert len(converted) == len(products) + len(by_products)  # weights, and inputs
 
-    for module in (blocks, dit, stdit):
+    for module in (attention_layers, blocks, dit, stdit):
         monkeypatch.setattr(module, "rows_for", lambda reader, x: None)
     for one, other in zip(found, _results(kind), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "moved"),
+    [
+        ("stdit-ti/2", (4, 8, 8), r"blocks\.1\.attn_temp\.qkv"),
+        ("stdit-ti/2", (1, 8, 8), r".*\.attn\.qkv"),
+        ("stdit3-ti/2", (4, 8, 8), r"temporal_blocks\.\d\.attn\.qkv"),
+        ("dit-ti/2", (4, 8, 8), None),
+    ],
+)
+def test_what_other_ranks_send_is_not_written_in_8_bits_ahead(kind, size, moved, monkeypatch):
+    """Of two ranks that share frames, or the places of one frame."""
+    given, read = [], []
+    monkeypatch.setattr(layers, "empty_rows", lambda *shape: given.append(empty_rows(*shape)) or given[-1])
+
+    def noted(x, values, *rest):
+        read.append(values)
+        return forward(x, values, *rest)
+
+    forward = float8_linear._forward
+    monkeypatch.setattr(float8_linear, "_forward", noted)
+    counts = []
+    for degree in (1, 2):
+        model = small_model(kind).to("meta")
+        compute_in_float8(model)
+        model.layout_for = busiest_layout(degree, in_pieces=False)
+        model(**{name: value.to("meta") for name, value in inputs(kind, size=size).items()})
+        assert given != []
+        assert all(any(rows.values is values for values in read) for rows in given)
+        counts.append(len(given))
+        given.clear()
+    moving = [name for name, _ in model.named_modules() if moved is not None and re.fullmatch(moved, name)]
+    assert (moving == []) == (moved is None)
+    assert counts[0] - counts[1] == len(moving)
 
 
 def test_blocks_with_products_in_8_bits_compile_whole():

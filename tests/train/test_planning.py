@@ -13,9 +13,10 @@ from shared.errors import InputError
 from train.config import OptimiserOptions, ParallelOptions, TrainConfig
 from train.diffusion.objective import create_objective
 from train.loss import batch_loss
-from train.model import model_config
+from train.model import attention_layers, blocks, model_config, stdit
 from train.model.checkpointing import ACTIVATION_CHECKPOINTING, Recomputation
 from train.model.long_time_attention import long_time_attention
+from train.ops import float8_linear
 from train.planning.activations import meta_batch, meta_model, working_bytes
 from train.planning.allocations import Allocations
 from train.planning.dry_run import describe, largest_buckets, plan_bucket
@@ -112,6 +113,31 @@ def test_of_products_in_8_bits_as_much_is_kept_as_of_others(name):
     for mode in ACTIVATION_CHECKPOINTING:  # more by what a product reads in 8 bits, and by its gradient
         assert 0 < float8[mode] - plain[mode] < 2.2 * widest, mode
     assert float8["attention"] - float8["full"] == plain["attention"] - plain["full"]
+
+
+@pytest.mark.parametrize("name", ["stdit-s/2", "stdit3-s/2", "dit-s/2"])
+def test_what_norms_write_in_8_bits_ahead_is_counted_where_they_do(name, monkeypatch):
+    """Not where selective checkpointing looks on. The backward pass, which takes most, has none of it."""
+    forward = float8_linear._forward
+
+    def held_at_products(mode):
+        held, allocations = [], Allocations()
+        model, objective, batch = shaped(name, mode, samples=2, products="float8")
+        noise = torch.empty(batch.latents.shape, dtype=torch.float32, device="meta")
+        monkeypatch.setattr(float8_linear, "_forward", lambda *given: held.append(allocations.live) or forward(*given))
+        with allocations:
+            allocations.leave_out(*model.parameters(), *model.buffers())
+            batch_loss(model, objective, batch, wants_size=model.wants_size, noise=noise)
+        return held
+
+    held_at_products("none")  # positions are made once
+    ahead = {mode: held_at_products(mode) for mode in ACTIVATION_CHECKPOINTING}
+    for module in (attention_layers, blocks, stdit):
+        monkeypatch.setattr(module, "rows_for", lambda reader, x: None)
+    rows = 2 * 8 * 256 * (384 + 4)
+    for mode in ACTIVATION_CHECKPOINTING:
+        more = {one - other for one, other in zip(ahead[mode], held_at_products(mode), strict=True)}
+        assert more - {0} == (set() if mode in ("selective", "attention") else {rows}), mode
 
 
 def test_a_rank_that_shares_samples_takes_its_part_of_them_and_what_it_exchanges():

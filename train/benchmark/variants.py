@@ -55,6 +55,8 @@ FUSED_FLOAT8_GRAPHS = Variant(
 class _TransposingLayout(WholeLayout):
     """Copies the tokens into sequences along time, and back."""
 
+    moves_along_time = True
+
     def along_time(self, x: Float[Tensor, "B T S D"], attend: Attend) -> Float[Tensor, "B T S D"]:
         B, T, S, D = x.shape
         along = x.transpose(1, 2).reshape(B * S, T, 1, D)

@@ -2,18 +2,19 @@
 """Attention with its weights: within a frame, along time, among all tokens, and to the caption.
 
 Each asks the layout to bring together the tokens that must meet. The parameters' names are those of the published
-weights. Tokens that come in 8 bits too (``rows``, see :func:`train.model.layers.rows_for`) are read so where the layout
-leaves them in their places.
+weights. Tokens may come in 8 bits too (``rows``), where :meth:`SelfAttention.rows_for` gave what writes them room.
 
 Letters: B batch, T frames, S tokens of a frame, N tokens, L caption tokens, D width, H heads, P head width.
 """
+
+from abc import abstractmethod
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from train.model.attention import AttentionBackend, KeyMask, attention, caption_attention, packed_attention
 from train.model.config import ModelConfig
-from train.model.layers import Linear
+from train.model.layers import Linear, rows_for
 from train.model.layout import TokenLayout
 from train.model.long_time_attention import is_long, long_time_attention
 from train.ops.float8 import Float8Rows, with_rows
@@ -38,6 +39,18 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
         self.k_norm = nn.RMSNorm(config.head_size, eps=RMS_NORM_EPS) if qk_norm else None
 
+    def rows_for(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> Float8Rows | None:
+        """Returns room for as many tokens as x in 8 bits, for what writes them just before this reads them.
+
+        It is None where the layout brings other tokens here, which the first product converts by itself, and where
+        :func:`train.model.layers.rows_for` says so.
+        """
+        return None if self._moved_by(layout) else rows_for(self.qkv, x)
+
+    @abstractmethod
+    def _moved_by(self, layout: TokenLayout) -> bool:
+        """Whether a layout brings other tokens to the first product than this is given."""
+
     def attend(self, qkv: Float[Tensor, "B N 3 H P"]) -> Float[Tensor, "B N H P"]:
         """Returns the attention of each sequence to itself, of queries and keys normalised if the model does that."""
         if self.q_norm is None or self.k_norm is None:
@@ -48,12 +61,16 @@ class SelfAttention(nn.Module):
 class SpaceAttention(SelfAttention):
     """Attention among the tokens of each frame."""
 
+    def _moved_by(self, layout: TokenLayout) -> bool:
+        return layout.moves_along_space
+
     def forward(
         self, x: Float[Tensor, "B T S D"], layout: TokenLayout, rows: Float8Rows | None = None
     ) -> Float[Tensor, "B T S D"]:
         def within_frames(tokens: Tensor) -> Tensor:
+            assert rows is None or tokens is x
             B, T, S, _ = tokens.shape
-            qkv = self.qkv(with_rows(tokens, rows if tokens is x else None)).view(B * T, S, 3, self.num_heads, -1)
+            qkv = self.qkv(with_rows(tokens, rows)).view(B * T, S, 3, self.num_heads, -1)
             return self.proj(self.attend(qkv).reshape(tokens.shape))
 
         return layout.along_space(x, within_frames)
@@ -61,6 +78,9 @@ class SpaceAttention(SelfAttention):
 
 class TimeAttention(SelfAttention):
     """Attention along time among the tokens of each place of the frame."""
+
+    def _moved_by(self, layout: TokenLayout) -> bool:
+        return layout.moves_along_time
 
     def forward(
         self,
@@ -76,7 +96,7 @@ class TimeAttention(SelfAttention):
         Args:
             x: Tokens.
             layout: Where they lie.
-            rows: They in 8 bits.
+            rows: They in 8 bits; not with positions.
             positions: Added to the tokens of all frames first.
             rope: Angles of all frames by which queries and keys are turned.
         """
@@ -84,7 +104,8 @@ class TimeAttention(SelfAttention):
         k_norm = None if self.k_norm is None else self.k_norm.weight
 
         def along_time(tokens: Tensor) -> Tensor:
-            read = with_rows(tokens, rows if tokens is x else None) if positions is None else tokens + positions
+            assert rows is None or tokens is x
+            read = with_rows(tokens, rows) if positions is None else tokens + positions
             qkv = self.qkv(read).view(*tokens.shape[:3], 3, self.num_heads, -1)
             if is_long(qkv):
                 out = long_time_attention(qkv, q_norm=q_norm, k_norm=k_norm, rope=rope, backend=self.backend)
@@ -97,6 +118,9 @@ class TimeAttention(SelfAttention):
 
 class FullAttention(SelfAttention):
     """Attention among all tokens of a sample."""
+
+    def _moved_by(self, _layout: TokenLayout) -> bool:
+        return False  # queries, keys and values travel
 
     def forward(
         self, x: Float[Tensor, "B T S D"], layout: TokenLayout, rows: Float8Rows | None = None

@@ -106,7 +106,7 @@ class TransformerBlock(Block):
         """
         modulation = self.scale_shift_table + t.view(*t.shape[:2], 6, -1)  # (B, G, 6, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
-        rows = rows_for(self.attn.qkv, stream[0])
+        rows = self.attn.rows_for(stream[0], layout)
         x, h = enter(stream, shift_msa, scale_msa, rows)
         h = self.attn(h, layout, rows) if rope is None else self.attn(h, layout, rows, rope=rope)
         rows = rows_for(self.cross_attn.q_linear, x)

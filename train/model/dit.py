@@ -126,7 +126,7 @@ class LabelBlock(Block):
         """
         modulation = self.adaLN_modulation(condition)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=2)
-        rows = rows_for(self.attn.qkv, stream[0])
+        rows = self.attn.rows_for(stream[0], layout)
         x, h = enter(stream, shift_msa, scale_msa, rows)
         h = self.attn(h, layout, rows)
         rows = rows_for(self.mlp.fc1, x)

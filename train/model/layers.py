@@ -16,7 +16,7 @@ from train.model.config import DiTConfig, ModelConfig
 from train.model.positions import timestep_sinusoid
 from train.ops.float8 import Float8Rows, WithRows, empty_rows, with_rows
 from train.ops.float8_linear import float8_linear, float8_linear_gelu
-from train.ops.launching import launches_directly
+from train.ops.launching import would_launch_directly
 from train.ops.linear import linear, linear_gelu
 from train.ops.modulation import gate_add_norm_modulate, norm_modulate
 
@@ -64,9 +64,9 @@ def rows_for(reader: nn.Module, x: Float[Tensor, "B T S D"]) -> Float8Rows | Non
     """Returns room for as many tokens as x in 8 bits, for what writes them just before a layer reads them.
 
     It is None where the layer would not read it or converts by itself: without products in 8 bits, within what LoRA put
-    around it, and where PyTorch must know of all operations.
+    around it, and where PyTorch must know of all operations. Tensors without content have it where they would on a GPU.
     """
-    if not (isinstance(reader, Linear) and reader.float8 and launches_directly(x)):
+    if not (isinstance(reader, Linear) and reader.float8 and would_launch_directly(x)):
         return None
     return empty_rows(x, x.numel() // x.shape[-1], x.shape[-1])
 

@@ -21,7 +21,15 @@ AttendHeads = Callable[[Tensor], Tensor]
 
 
 class TokenLayout(Protocol):
-    """How the tokens of one forward pass are spread. Made anew for each size by what the model is given."""
+    """How the tokens of one forward pass are spread. Made anew for each size by what the model is given.
+
+    Attributes:
+        moves_along_space: Whether :meth:`along_space` gives ``attend`` other tokens than it is given.
+        moves_along_time: The same of :meth:`along_time`.
+    """
+
+    moves_along_space: bool
+    moves_along_time: bool
 
     def split(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T' S' D"]:
         """Returns this process's part of tokens that every process has whole."""
@@ -47,6 +55,8 @@ class TokenLayout(Protocol):
 
 class WholeLayout:
     """All tokens in one process."""
+
+    moves_along_space = moves_along_time = False
 
     def split(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
         return x

@@ -69,10 +69,10 @@ class STDiTBlock(Block):
         """
         modulation = self.scale_shift_table + t.view(*t.shape[:2], 6, -1)  # (B, 1, 6, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(2)
-        rows = rows_for(self.attn.qkv, stream[0])
+        rows = self.attn.rows_for(stream[0], layout)
         x, h = enter(stream, shift_msa, scale_msa, rows)
         h = self.attn(h, layout, rows)
-        rows = rows_for(self.attn_temp.qkv, x) if time_positions is None else None
+        rows = self.attn_temp.rows_for(x, layout) if time_positions is None else None
         x, h = gate_add_twice(x, h, gate_msa, rows)
         h = self.attn_temp(h, layout, rows, positions=time_positions)
         rows = rows_for(self.cross_attn.q_linear, x)

@@ -26,6 +26,15 @@ def launches_directly(x: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or x.is_meta or _get_current_dispatch_mode() is not None)
 
 
+def would_launch_directly(x: Tensor) -> bool:
+    """Whether kernels are launched so, or would be if x had content: then a mode that only counts what is allocated, as
+    its attribute ``counts_only`` says, is nobody who looks on."""
+    if not x.is_meta:
+        return launches_directly(x)
+    mode = _get_current_dispatch_mode()
+    return not torch.compiler.is_compiling() and (mode is None or getattr(mode, "counts_only", False))
+
+
 def _told(compiled: Any, grid: tuple[int, ...]) -> tuple[tuple[Any, ...], bool] | None:
     """Asks Triton's launcher of a kernel what it gives the C function that launches it.
 

@@ -173,7 +173,8 @@ def modulated_residual(
     The sum is not to be read without h, the norm not without shift and scale. Whoever reads the sum at two places takes
     one each, so that nobody has to add the gradients in a pass of its own.
 
-    ``rows`` is room for the norm, or without one for the sum, in 8 bits: only where kernels are launched directly.
+    ``rows`` is room for the norm, or without one for the sum, in 8 bits: only where kernels are launched directly, or x
+    has no content.
 
     Raises:
         TypeError: if x and h are of two types; those of the modulation may be of others.
@@ -183,6 +184,6 @@ def modulated_residual(
     x, h = x.contiguous(), None if h is None else h.contiguous()
     if launches_directly(x):
         return _directly(rows, x, h, gate, shift, scale)
-    assert rows is None
+    assert rows is None or x.is_meta
     residual, out, _ = _modulated_residual(x, h, gate, shift, scale)
     return residual, residual, out

@@ -151,6 +151,8 @@ def spread_places(batch: int, frames: int, frame_tokens: int, degree: int) -> bo
 class FramesLayout:
     """Each rank has some of the frames, whole: (B, T', S, D)."""
 
+    moves_along_space, moves_along_time = False, True
+
     def __init__(self, group: Group, frames: int, frame_tokens: int, *, in_pieces: bool) -> None:
         self._group, self._frames, self._frame_tokens, self._in_pieces = group, frames, frame_tokens, in_pieces
 
@@ -183,6 +185,8 @@ class FramesLayout:
 
 class PlacesLayout:
     """Each rank has some places of every frame: (B, T, S', D)."""
+
+    moves_along_space, moves_along_time = True, False
 
     def __init__(self, group: Group, batch: int, frames: int, frame_tokens: int) -> None:
         self._group, self._batch, self._frames, self._frame_tokens = group, batch, frames, frame_tokens

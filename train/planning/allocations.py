@@ -20,9 +20,12 @@ class Allocations(TorchDispatchMode):
     """Within it, storages of tensors on ``meta`` that come and go are counted.
 
     Attributes:
+        counts_only: For :func:`train.ops.launching.would_launch_directly`.
         live: Bytes that are held now, without what was held before.
         peak: Most bytes that were held at once.
     """
+
+    counts_only = True
 
     def __init__(self) -> None:
         super().__init__()
