@@ -17,7 +17,11 @@ def main() -> int:
     if config.dry_run:
         print(describe_job(config))
         return 0
-    report = run_job(config)
+    try:
+        report = run_job(config)
+    except KeyboardInterrupt:
+        print("what is committed stays; the same command goes on with the rest", file=sys.stderr)
+        raise
     print(report.table())
     if report.num_stale > report.num_removed:
         print(

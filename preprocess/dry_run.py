@@ -4,8 +4,11 @@ Nothing is loaded but the models' configuration files, and nothing is written bu
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 from preprocess.config import PreprocessConfig
+from preprocess.report import shown
+from preprocess.tally import Tally
 from preprocess.work import Work
 from shared.cache.dataset import Cache, Provenance
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM
@@ -15,6 +18,7 @@ from shared.costs import MEASURED_GPU, VAE_RATES, EncodeRate, gpu_seconds, t5_ra
 from shared.encoders.vae_geometry import geometry_on_disk
 from shared.spec import latent_shape
 from shared.stores.open import open_store
+from shared.wording import counted
 
 _RATES_OF_CLASSES = {
     "AutoencoderKL": "sd",
@@ -25,6 +29,8 @@ _RATES_OF_CLASSES = {
     "AutoencoderDC": "dc-ae-f32c32",
 }
 """Which measured rate stands for autoencoders of a class."""
+_LOOKED_AT = 10_000
+"""Refused clips in which an example of each reason is looked for: a plan may refuse millions."""
 
 
 def planned_provenance(config: PreprocessConfig) -> Provenance:
@@ -103,14 +109,19 @@ def _cache_that_is(config: PreprocessConfig) -> Cache:
     return Cache.open(config.output) if store.size(DATASET_FILE) is not None else Cache(store, {}, FORMAT_VERSION)
 
 
-def dry_run(work: Work, config: PreprocessConfig, provenance: Provenance) -> str:
+def dry_run(
+    work: Work, config: PreprocessConfig, provenance: Provenance, tally: Tally | None = None, *, num_gpus: int = 0
+) -> str:
     """Returns a table of what would be encoded: clips, samples, shards, bytes and GPU hours by bucket, and refusals.
 
     Args:
         work: What is to be done.
         config: The job's options, resolved.
         provenance: Of the cache, or what planning needs of it.
+        tally: Rows of the manifest and clips that were refused, or could not be looked at, before there was a plan.
+        num_gpus: Of the cluster.
     """
+    tally = tally or Tally()
     text_rate = t5_rate(provenance[config.text_stream]["text_channels"])
     max_tokens = provenance[config.text_stream]["max_tokens"]
     a_text = text_bytes(config, provenance)
@@ -136,19 +147,36 @@ def dry_run(work: Work, config: PreprocessConfig, provenance: Provenance) -> str
                 _Row(name, None, num_samples or num_texts, len(tasks), num_texts * a_text, text_hours(num_texts))
             )
     lines = _table([*rows, *_total(rows)])
-    lines.append(
-        f"Bytes before compression, every caption of {max_tokens} tokens: at most. Hours of one {MEASURED_GPU}."
-        if rows
-        else "Nothing to encode."
-    )
+    if rows:
+        lines.append(f"Bytes before compression, every caption of {max_tokens} tokens: at most. {_hours(num_gpus)}")
+    else:
+        lines.append("Nothing to encode.")
     lines.append(f"Samples already in the cache: {work.num_committed:,}")
     if work.num_refused_before:
         lines.append(f"Samples refused by an earlier run: {work.num_refused_before:,}")
     if work.stale:
         lines.append(f"Samples of clips that changed or are named no more: {len(work.stale):,}")
-    for reason, count in work.refusals.reasons().most_common():
-        lines.append(f"Clips refused, {reason}: {count:,}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_refusals(work, tally)])
+
+
+def _hours(num_gpus: int) -> str:
+    of_one = f"Hours of one {MEASURED_GPU}"
+    return f"{of_one}; the cluster has {counted(num_gpus, 'GPU')}." if num_gpus else f"{of_one}."
+
+
+def _refusals(work: Work, tally: Tally) -> list[str]:
+    """Returns a line a reason, with the first that it was found of."""
+    examples = dict(tally.examples)
+    for refusal in islice(work.refusals, _LOOKED_AT):
+        examples.setdefault(refusal.reason, refusal)
+    lines = []
+    for reason, count in (tally.refused + work.refusals.reasons()).most_common():
+        example = f", e.g. {shown(examples[reason])}" if reason in examples else ""
+        lines.append(f"Refused, {reason}: {count:,}{example}")
+    for reason, count in tally.pending.most_common():
+        example = f", e.g. {tally.pending_examples[reason]}" if reason in tally.pending_examples else ""
+        lines.append(f"Not looked at, {reason}: {count:,}{example}")
+    return lines
 
 
 class _Row:

@@ -76,3 +76,16 @@ class Loaded:
     """Of the streams that it encodes."""
     seconds: float
     """Of loading."""
+    device: str
+    """On which it encodes: the GPU's name, or ``cpu`` and the kind."""
+
+    def told(self, *, on_gpu: bool) -> str:
+        """Returns what encodes, for people.
+
+        Args:
+            on_gpu: Whether Ray set a GPU aside for the worker; that it does not use it is said.
+        """
+        line = f"encoding on {self.device}; the encoders loaded in {self.seconds:.0f} s"
+        if on_gpu and self.device.startswith("cpu"):
+            line += ". Ray set a GPU aside, and PyTorch sees none: install a CUDA build of torch, or say --device cpu"
+        return line

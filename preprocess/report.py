@@ -1,6 +1,7 @@
 """What a job did, for people: the closing table, and by which rule it ends well."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -97,6 +98,8 @@ class JobReport:
     """What each did."""
     run_url: str | None = None
     """Its folder."""
+    output: str | None = None
+    """The cache, once there is one."""
 
     @property
     def num_refused(self) -> int:
@@ -158,7 +161,7 @@ class JobReport:
         if self.tally.examples:
             lines += ["", "refused, one of each:"]
         for reason, refusal in sorted(self.tally.examples.items()):
-            lines += [f"  {reason}: {_shown(refusal)}", f"    {remedy(refusal)}"]
+            lines += [f"  {reason}: {shown(refusal)}", f"    {remedy(refusal)}"]
         if self.tally.pending_examples:
             lines += ["", "pending, one of each, for the same command to go on with:"]
         for reason, example in sorted(self.tally.pending_examples.items()):
@@ -166,7 +169,18 @@ class JobReport:
         if self.excluded:
             lines += ["", "nodes kept from work:"]
         lines += [f"  {_cut(f'{node.node}: {node.cause}')}" for node in self.excluded]
+        lines += self._places()
         return "\n".join(lines)
+
+    def _places(self) -> list[str]:
+        """Returns where more is to be found."""
+        if self.output is None or self.run_url is None:
+            return []
+        lines = ["", f"events, figures and timeline: {without_credentials(self.run_url)}"]
+        if self.num_refused:
+            place = shlex.quote(without_credentials(self.output))
+            lines += [f"all that is refused: python -m shared.cache refused {place}"]
+        return lines
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         """Yields names and values; a value of nothing is not shown."""
@@ -212,7 +226,8 @@ def remedy(refusal: "Refusal") -> str:
     return f"--retry-refused {refusal.reason} tries it again; a changed file is tried anyway"
 
 
-def _shown(refusal: "Refusal") -> str:
+def shown(refusal: "Refusal") -> str:
+    """Returns which clip or row was refused and what was found, in one short line."""
     return _cut(f"{without_credentials(refusal.source)}: {without_credentials(refusal.detail)}")
 
 

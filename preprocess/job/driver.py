@@ -110,7 +110,8 @@ class _Job:
         probes, tasks = self._to_probe()
         self._probe(probes, tasks, None)
         work = self._plan(probes, cache)
-        return dry_run(work, self._config, cache.provenance)
+        self._tally.refuse([*self._refused_rows(), *self._refusals])
+        return dry_run(work, self._config, cache.provenance, self._tally, num_gpus=int(cluster.num_gpus()))
 
     def run(self) -> JobReport:
         """Probes, plans, encodes. Where nothing is missing, no worker is started."""
@@ -128,6 +129,7 @@ class _Job:
             if work is None or not work.is_nothing:
                 pool = Pool(self._config, self._manifest.root, self._known_micro_batch(), self._watch)
                 at_end.callback(pool.close)
+                print(pool.announcement(), file=sys.stderr)
                 if work is None:
                     self._probe(probes, tasks, pool)
                 cache = self._open_cache(pool)
@@ -141,7 +143,7 @@ class _Job:
         """Does what is to be done, and leaves the events and figures of the run in its folder."""
         run = RunFolder(cache.store)
         self._watch.attach(run)
-        self._report = replace(self._report, run_url=run.url)
+        self._report = replace(self._report, run_url=run.url, output=self._config.output)
         reason, code = "it was ended by an error that is a defect of this program", 1
         try:
             self._do(work or self._plan(probes, cache), pool, probes, cache)
@@ -149,6 +151,9 @@ class _Job:
             code = self._final_report().exit_code
         except InputError as error:
             reason, code = str(error), 2
+            raise
+        except KeyboardInterrupt:
+            reason, code = "interrupted", 130
             raise
         finally:
             self._close(run, reason, code)
@@ -240,10 +245,12 @@ class _Job:
     def _open_cache(self, pool: Pool) -> Cache | None:
         """Returns the cache, made if there was none, once the first worker has loaded; None if told to end before."""
         provenance: Provenance = {}
-        for loaded in pool.first_loaded(lambda: self._watch.told_to_end):
+        first = pool.first_loaded(lambda: self._watch.told_to_end)
+        for loaded in first:
             provenance.update(loaded.provenance)
         if not provenance:
             return None
+        print(first[0].told(on_gpu=pool.on_gpu), file=sys.stderr)
         cache = Cache.open_or_create(self._config.output, provenance)
         pool.micro_batch = MicroBatch.of(cache.provenance[LATENT_STREAM])
         pool.open(cache, lambda: self._watch.told_to_end)
@@ -252,8 +259,7 @@ class _Job:
     def _do(self, work: Work, pool: Pool | None, probes: Probes | None, cache: Cache) -> None:
         """Does what is to be done; clips that could not be had are tried once more at the end."""
         self._report = replace(self._report, num_committed_before=work.num_committed, num_stale=len(work.stale))
-        rows = [Refusal(source=row.source, reason=row.reason, detail=row.detail) for row in self._manifest.refused]
-        self._refuse([*rows, *self._refusals], cache)
+        self._refuse([*self._refused_rows(), *self._refusals], cache)
         self._refuse(work.refusals, cache)
         if work.num_refused_before:
             self._tally.refused[EARLIER] = work.num_refused_before
@@ -276,6 +282,10 @@ class _Job:
         for sample in postponed:
             self._tally.leave(sample.reason, example=f"{sample.source}: {sample.detail}")
         write_card(cache)
+
+    def _refused_rows(self) -> list[Refusal]:
+        """Returns the rows of the manifest that cannot be used."""
+        return [Refusal(source=row.source, reason=row.reason, detail=row.detail) for row in self._manifest.refused]
 
     def _refuse(self, refusals: Sequence[Refusal], cache: Cache) -> None:
         """Enters refusals into the ledger, some at a time: a manifest may have millions."""

@@ -60,7 +60,8 @@ class Pool:
         self._grown = -_GROW_SECONDS
         self._cache: Cache | None = None
         self._witness = f".tmp-{secrets.token_hex(8)}"
-        self._on_gpu = config.device == "cuda" or (config.device == "auto" and cluster.num_gpus() > 0)
+        self.on_gpu = config.device == "cuda" or (config.device == "auto" and cluster.num_gpus() > 0)
+        """Whether GPUs are set aside for the workers."""
         self._role: Role = "vae" if config.text_gpus and not config.only_texts else "both"
         self._has_placed = dict.fromkeys(self._roles(), time.monotonic())
         """When there last was a worker of each role that had a place."""
@@ -68,6 +69,12 @@ class Pool:
         """Of frames that each worker has decoded ahead, at most."""
         for role in self._roles():  # alone at first: it finds what a new cache is to record
             self._start(role)
+
+    def announcement(self) -> str:
+        """Returns how many workers there will be and on what, while they load, for people."""
+        num_workers = self._num_wanted() + self._num_texts_wanted()
+        kind, verb = "GPU" if self.on_gpu else "CPU", "loads" if num_workers == 1 else "load"
+        return f"{counted(num_workers, f'{kind} worker')} {verb} the encoders; {cluster.what_there_is()}"
 
     def _roles(self) -> tuple[Role, ...]:
         return ("vae", "text") if self._role == "vae" else ("both",)
@@ -77,7 +84,7 @@ class Pool:
         share = self.config.gpus_per_worker if role != "text" else 1.0
         if self.config.decoder != "cpu":
             share *= 1 - NVDEC_SHARE
-        return share if self._on_gpu else 0.0
+        return share if self.on_gpu else 0.0
 
     def _start(self, role: Role) -> None:
         avoided = self.nodes.avoided(time.monotonic())
@@ -109,7 +116,7 @@ class Pool:
         """Returns how many workers should encode latents (or, alone, texts)."""
         if self.config.workers is not None:
             return self.config.workers
-        if not self._on_gpu:
+        if not self.on_gpu:
             return 1
         a_gpu = int(1 / self.config.gpus_per_worker + 1e-9)
         num_gpus = cluster.num_gpus(self.nodes.avoided(time.monotonic()))
@@ -283,7 +290,7 @@ class Pool:
         return bool(self._other_nodes(member.node_id))
 
     def _other_nodes(self, node_id: str) -> set[str]:
-        return cluster.nodes_for_workers(on_gpu=self._on_gpu) - {node_id} - self.nodes.excluded.keys()
+        return cluster.nodes_for_workers(on_gpu=self.on_gpu) - {node_id} - self.nodes.excluded.keys()
 
     def _tell_excluded(self, node_id: str) -> None:
         """Tells the log, and the workers, which give the node no more decoding tasks; those on it go when they can."""

@@ -111,7 +111,11 @@ class _Worker:
         self._ahead = DecodeAhead(self._submit, explainer(config.decode_timeout), decode_bytes)
         self._order = threading.Lock()
         self._encoders = encoders
-        return Loaded(provenance=encoders.provenance(), seconds=time.monotonic() - started)
+        return Loaded(
+            provenance=encoders.provenance(),
+            seconds=time.monotonic() - started,
+            device=encoders.environment()["device"],
+        )
 
     @ray.method(concurrency_group=_PULSE)
     def avoid(self, nodes: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m shared.cache convert|compact|gc|urls``: parse, run, exit code."""
+"""``python -m shared.cache convert|compact|gc|urls|refused``: parse, run, exit code."""
 
 import sys
 from dataclasses import dataclass
@@ -107,11 +107,35 @@ class Urls:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """Print the ledger: clips and rows of manifests that could not be encoded, one a line, each with its reason."""
+
+    cache: tyro.conf.Positional[str]
+    """The cache's folder or URL."""
+    reason: str | None = None
+    """Only of this reason, e.g. missing."""
+    json: bool = False
+    """A line of JSON each, with the file's version, and bucket and sample where they apply."""
+    debug: bool = False
+    """Show tracebacks of user errors."""
+
+    def run(self) -> int:
+        """Prints reason, source and what was found, sorted, with tabs between them."""
+        from shared.cache.dataset import Cache
+        from shared.cache.ledger import ledger_lines
+
+        for line in ledger_lines(Cache.open(self.cache).read_ledger(), self.reason, as_json=self.json):
+            print(line)
+        return 0
+
+
 COMMANDS: Any = (
     Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Compact, tyro.conf.subcommand("compact")]
     | Annotated[Gc, tyro.conf.subcommand("gc")]
     | Annotated[Urls, tyro.conf.subcommand("urls")]
+    | Annotated[Refused, tyro.conf.subcommand("refused")]
 )
 
 

@@ -11,8 +11,10 @@ import pytest
 
 from preprocess.config import PreprocessConfig
 from preprocess.dry_run import cache_to_plan, check_sizes, dry_run, planned_provenance
+from preprocess.tally import Tally
 from preprocess.work import find_work
 from shared.cache.dataset import Cache
+from shared.cache.ledger import Refusal
 from shared.costs import VAE_RATES, gpu_seconds, t5_rate
 from shared.errors import InputError
 from tests.shared.clips.planning import PROVENANCE, ClipOfTest, add_committed, clip, manifest_of, probes_of
@@ -63,8 +65,8 @@ def test_the_table_counts_clips_samples_shards_bytes_and_hours(tmp_path: Path) -
     seconds = gpu_seconds(8 * 16 * 256 * 256, VAE_RATES["sd"]) + gpu_seconds(10 * 120, t5_rate(channels))
     assert large[4] == f"{seconds / 3600:.3f}"
     assert lines["all"][:2] == ["14", "14"]
-    assert lines["Clips refused, too_short"] == ["1"]
-    assert lines["Clips refused, not_a_video"] == ["1"]
+    assert lines["Refused, too_short"][0] == "1, e.g. short"
+    assert lines["Refused, not_a_video"][0] == "1, e.g. broken"
     assert lines["Samples already in the cache"] == ["0"]
 
 
@@ -85,6 +87,24 @@ def test_what_is_in_the_cache_is_not_counted_and_the_cache_knows_its_shapes(
 
 def test_nothing_to_do_is_said(tmp_path: Path) -> None:
     assert said(tmp_path, [CLIPS[-1]])["Nothing"] == ["to", "encode."]
+
+
+def test_what_was_refused_before_there_was_a_plan_is_said_with_an_example(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "cache")
+    manifest = manifest_of(made.clip for made in CLIPS)
+    cache = cache_to_plan(config)
+    work = find_work(config, manifest, probes_of(tmp_path / "probes", manifest, CLIPS), cache)
+    tally = Tally()
+    tally.refuse(Refusal(source=f"{name}.mp4", reason="missing", detail=f"no file {name}.mp4") for name in "xy")
+    tally.leave("throttled", example="z.mp4: the store is busy")
+    lines = dry_run(work, config, cache.provenance, tally, num_gpus=8).splitlines()
+    assert lines[lines.index("Refused, missing: 2, e.g. x.mp4: no file x.mp4") :] == [
+        "Refused, missing: 2, e.g. x.mp4: no file x.mp4",
+        "Refused, too_short: 1, e.g. short: 3 frames: bucket 4x64x64 takes 4",
+        "Refused, not_a_video: 1, e.g. broken: because",
+        "Not looked at, throttled: 1, e.g. z.mp4: the store is busy",
+    ]
+    assert any(line.endswith("Hours of one H200; the cluster has 8 GPUs.") for line in lines)
 
 
 def test_shared_texts_are_counted_once(tmp_path: Path) -> None:

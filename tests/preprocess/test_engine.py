@@ -1,6 +1,7 @@
 """The engine on Ray: told to end, workers for texts alone, windows, decoders that hang, nodes that die."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,26 @@ def test_a_job_that_is_told_to_end_says_so_and_the_next_one_goes_on(
     assert samples[0] == samples[1]
 
 
+@pytest.mark.slow
+def test_an_interrupted_job_says_that_it_goes_on_and_is_no_defect(
+    ray_head: RayHead, clips_folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-m", "preprocess", *map(str, demo_options(clips_folder, cache)), "--shard-samples", "1"]
+    with subprocess.Popen(command, cwd=ROOT, env=ray_head.environment, stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 240
+        while not list(cache.glob("index/*.parquet")):
+            assert time.monotonic() < deadline
+            assert job.poll() is None
+            time.sleep(0.02)
+        job.send_signal(signal.SIGINT)
+        _, errors = job.communicate(timeout=60)
+    assert job.returncode == 130, errors
+    assert errors.endswith("what is committed stays; the same command goes on with the rest\ninterrupted\n")
+    figures = summary(cache)
+    assert (figures["exit_reason"], figures["exit_code"]) == ("interrupted", 130)
+
+
 def test_workers_for_texts_alone_make_the_same_bytes(
     demo_cache: Path, preprocess: Command, clips_folder: Path, tmp_path: Path
 ) -> None:
@@ -64,11 +85,19 @@ def test_workers_for_texts_alone_make_the_same_bytes(
 def test_a_dry_run_says_what_the_job_then_does_with_windows_and_flips(
     preprocess: Command, verify: Command, clips_folder: Path, tmp_path: Path
 ) -> None:
-    cache = tmp_path / "cache"
-    options = ["--preset", "demo", "--manifest", clips_folder / "clips.csv", "--output", cache, "--buckets", "4x64x64"]
+    cache, manifest = tmp_path / "cache", shutil.copytree(clips_folder, tmp_path / "clips") / "clips.csv"
+    with manifest.open("a") as rows:
+        rows.write("elsewhere.mp4,A clip that is not there.\ntowers_teal.mp4,\n")
+    options = ["--preset", "demo", "--manifest", manifest, "--output", cache, "--buckets", "4x64x64"]
     options += ["--windows-per-clip", 3, "--flip"]
     said = preprocess(*options, "--dry-run")
     assert said.returncode == 0, said.stderr
+    for refused in (
+        "missing: 1, e.g. elsewhere.mp4: no file",
+        "no_caption: 1, e.g. towers_teal",
+        "not_a_video: 1, e.g. ",
+    ):
+        assert f"\nRefused, {refused}" in said.stdout
     assert not (cache / "dataset.json").exists()
     num_samples = int(next(line for line in said.stdout.splitlines() if line.startswith("4x64x64")).split()[2])
     assert num_samples == 6 * 3 * 2

@@ -48,6 +48,8 @@ def test_two_workers_write_the_same_bytes_as_one(
 ) -> None:
     result = preprocess(*demo_options(clips_folder, tmp_path / "two"), "--workers", 2)
     assert result.returncode == 0, result.stderr
+    assert "2 CPU workers load the encoders; the cluster has 0 GPUs, 0 free and 2 CPUs, " in result.stderr
+    assert "\nencoding on cpu " in result.stderr
     assert shards(tmp_path / "two") == shards(demo_cache)
     assert table(result) == table(result) | {
         "manifest rows": "8",

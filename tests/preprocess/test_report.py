@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from preprocess.events import FirstSample, NodeExcluded
+from preprocess.messages import Loaded
 from preprocess.report import EARLIER, JobReport, Limit, remedy
 from preprocess.summary import library_versions, summary_json
 from preprocess.tally import Tally
@@ -155,6 +157,24 @@ def test_each_reason_has_an_example_and_what_to_do() -> None:
     assert "--buckets" in examples[7]
     assert max(map(len, examples)) < 200
     assert "secret" not in text
+
+
+def test_a_report_says_where_its_run_and_its_refusals_are_to_be_found() -> None:
+    made = replace(report(), output="s3://u:secret@bucket/my cache", run_url="s3://u:secret@bucket/my cache/runs/one")
+    assert made.table().splitlines()[-2:] == [
+        "events, figures and timeline: s3://bucket/my cache/runs/one",
+        "all that is refused: python -m shared.cache refused 's3://bucket/my cache'",
+    ]
+    whole = replace(made, tally=Tally(num_encoded=1))
+    assert whole.table().splitlines()[-1] == "events, figures and timeline: s3://bucket/my cache/runs/one"
+
+
+def test_a_gpu_that_is_set_aside_and_not_used_is_told() -> None:
+    idle = Loaded(provenance={}, seconds=3.4, device="cpu x86_64")
+    assert "PyTorch sees none: install a CUDA build of torch, or say --device cpu" in idle.told(on_gpu=True)
+    assert idle.told(on_gpu=False) == "encoding on cpu x86_64; the encoders loaded in 3 s"
+    busy = Loaded(provenance={}, seconds=41.0, device="NVIDIA H100 80GB HBM3")
+    assert busy.told(on_gpu=True) == "encoding on NVIDIA H100 80GB HBM3; the encoders loaded in 41 s"
 
 
 def test_killers_are_taken_up_again_by_their_reason() -> None:

@@ -74,7 +74,9 @@ def test_the_commands_work_together(tmp_path: Path, cache: Cache) -> None:
     assert len(run("urls", tmp_path / "z").stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", [("compact",), ("gc",), ("urls",), ("convert", "--container", "tar", "x")])
+@pytest.mark.parametrize(
+    "command", [("compact",), ("gc",), ("urls",), ("refused",), ("convert", "--container", "tar", "x")]
+)
 def test_what_is_no_cache_is_one_line(tmp_path: Path, command: tuple[str, ...]) -> None:
     failed = run(command[0], tmp_path, *command[1:])
     assert failed.returncode == 2
