@@ -1,13 +1,16 @@
 """Checks of the step benchmark that two ranks make together; see :mod:`tests.train.distributed.launch`."""
 
 import dataclasses
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from train.benchmark import step_command
+from shared.errors import InputError
+from train.benchmark import online, products_loss, step_command
 from train.benchmark.measuring import measure
 from train.benchmark.step_command import StepBenchmark
 from train.benchmark.step_settings import STDIT, Setting
@@ -53,6 +56,15 @@ def ranks_compute_again_what_the_smallest_device_asks_for(ranks: Ranks, _folder:
     assert str(bench.recomputation) == "full"
     bench.step()
     bench.close()
+
+
+def what_is_measured_on_one_device_is_refused_on_two(ranks: Ranks, _folder: Path) -> None:
+    """Before anything is read: there is no cache."""
+    for benchmark, arguments in ((products_loss, ["--cache", "none"]), (online, [])):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(benchmark, "join_ranks", partial(nullcontext, ranks))
+            with pytest.raises(InputError, match=r"one (device|GPU).* found 2 ranks"):
+                benchmark.main(arguments)
 
 
 def several_ranks_stand_beside_one(ranks: Ranks, _folder: Path) -> None:

@@ -12,7 +12,11 @@ MODULE = "tests.train.distributed.benchmark_checks"
 
 
 def test_rows_of_two_ranks_count_what_each_does_and_choose_alike(tmp_path):
-    checks = ["rows_count_what_each_rank_does", "ranks_compute_again_what_the_smallest_device_asks_for"]
+    checks = [
+        "what_is_measured_on_one_device_is_refused_on_two",
+        "rows_count_what_each_rank_does",
+        "ranks_compute_again_what_the_smallest_device_asks_for",
+    ]
     assert run_checks(MODULE, checks, tmp_path, num_ranks=2) == dict.fromkeys(checks, "ok")
 
 
