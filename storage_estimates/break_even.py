@@ -31,13 +31,11 @@ class Terms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StreamCost:
-    """What one stream costs, cached or encoded while training, in dollars."""
+class Cost:
+    """What streams cost, cached or encoded while training, in dollars."""
 
-    stream: Literal["latents", "texts"]
     encode_hours: float
     """GPU hours to encode all samples once."""
-    rate: EncodeRate
     encoding: float
     """Of those hours."""
     storing: float
@@ -61,6 +59,24 @@ class StreamCost:
     def pays(self, epochs: float) -> bool:
         """Returns whether the cache is the cheaper way over so many epochs."""
         return self.cached(epochs) < self.online(epochs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamCost(Cost):
+    """What one stream costs."""
+
+    stream: Literal["latents", "texts"]
+    rate: EncodeRate
+
+
+def together(costs: Sequence[Cost]) -> Cost:
+    """Returns what streams cost that one cache holds, or that are all encoded while training."""
+    return Cost(
+        encode_hours=sum(cost.encode_hours for cost in costs),
+        encoding=sum(cost.encoding for cost in costs),
+        storing=sum(cost.storing for cost in costs),
+        reading=sum(cost.reading for cost in costs),
+    )
 
 
 def stream_costs(
@@ -106,42 +122,37 @@ def stream_costs(
 
 
 def recommendation(costs: Sequence[StreamCost], terms: Terms, step_shares: Mapping[str, float] | None = None) -> str:
-    """Returns in one sentence what to cache.
+    """Returns in a sentence or two whether to cache.
+
+    A cache holds all streams, and training takes all from it or encodes all: so they are weighed together, and a stream
+    that by itself does not pay is named.
 
     Args:
         costs: Of each stream.
         terms: Epochs, months and prices.
         step_shares: What encoding while training adds to a training step, by stream.
     """
-    worth = [cost for cost in costs if cost.pays(terms.epochs)]
-    rest = [cost for cost in costs if not cost.pays(terms.epochs)]
-    span = counted(terms.epochs, "epoch")
-    parts = []
-    if worth:
-        saved = sum(cost.online(terms.epochs) - cost.cached(terms.epochs) for cost in worth)
-        after = max(_pays_after(cost) for cost in worth)
-        names = " and the ".join(cost.stream for cost in worth)
-        parts.append(f"cache the {names}: it pays after {after:.1f} epochs and saves {dollars(saved)} over {span}")
-    if rest:
-        cached, online = (
-            sum(way) for way in zip(*((c.cached(terms.epochs), c.online(terms.epochs)) for c in rest), strict=True)
+    both, span = together(costs), counted(terms.epochs, "epoch")
+    cached, online, after = both.cached(terms.epochs), both.online(terms.epochs), both.break_even_epochs()
+    names = " and ".join(cost.stream for cost in costs)
+    if after is None or not both.pays(terms.epochs):
+        longer = sum((step_shares or {}).get(cost.stream, 0.0) for cost in costs)
+        slower = f"; that makes a training step {longer:.0%} longer, though" if longer > _NOTABLE_SHARE else ""
+        return (
+            f"Do not cache: encoding {names} while training costs {dollars(online)} over {span}, a cache "
+            f"{dollars(cached)}{slower}."
         )
-        names = " or the ".join(cost.stream for cost in rest)
-        encode = " and ".join({"latents": "the autoencoder", "texts": "T5"}[cost.stream] for cost in rest)
-        parts.append(
-            f"do not cache the {names}: {encode} while training cost{'s' * (len(rest) == 1)} {dollars(online)} over "
-            f"{span}, a cache {dollars(cached)}"
-        )
-        if (longer := sum((step_shares or {}).get(cost.stream, 0.0) for cost in rest)) > _NOTABLE_SHARE:
-            parts.append(f"it makes a training step {longer:.0%} longer, though")
-    sentence = "; ".join(parts)
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def _pays_after(cost: StreamCost) -> float:
-    epochs = cost.break_even_epochs()
-    assert epochs is not None
-    return epochs
+    parts = [f"Cache: {names} together pay after {after:.1f} epochs and save {dollars(online - cached)} over {span}."]
+    for cost in costs:
+        if not cost.pays(terms.epochs):
+            more = cost.cached(terms.epochs) - cost.online(terms.epochs)
+            alone = cost.break_even_epochs()
+            until = "would never pay" if alone is None else f"would pay after {alone:.1f} epochs"
+            parts.append(
+                f"For the {cost.stream} alone a cache costs {dollars(more)} more than encoding them each time, and "
+                f"{until}."
+            )
+    return " ".join(parts)
 
 
 def dollars(amount: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.wording import counted
 from storage_estimates.answer import LOSSLESS, Answer
-from storage_estimates.break_even import dollars
+from storage_estimates.break_even import Cost, dollars, together
 from storage_estimates.estimate import CacheSize, Choice
 from storage_estimates.prices import Prices
 
@@ -146,11 +146,12 @@ def _prices(answer: Answer) -> str:
 def _costs(answer: Answer) -> str:
     terms = answer.terms
     rows = []
-    for cost in answer.costs:
+    named: list[tuple[str, Cost]] = [(cost.stream, cost) for cost in answer.costs]
+    for name, cost in [*named, ("both", together(answer.costs))]:
         after = cost.break_even_epochs()
         rows.append(
             (
-                cost.stream,
+                name,
                 _hours(cost.encode_hours),
                 _hours(cost.encode_hours * terms.epochs),
                 dollars(cost.encoding),
@@ -233,6 +234,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "months": terms.months,
         "storage": terms.storage.name,
         "gpu_hour_dollars": terms.gpu_hour,
+        "break_even_epochs_of_both": together(answer.costs).break_even_epochs(),
         "recommendation": answer.recommendation,
     }
 

@@ -73,7 +73,7 @@ def test_latents_pay_and_texts_of_long_clips_do_not() -> None:
     assert texts["break_even_epochs"] > 5
     assert latents["gpu_hours_online"] == pytest.approx(5 * latents["gpu_hours_once"])
     assert "H200" in latents["rate_source"].upper()
-    assert found["recommendation"].startswith("Cache the latents: ")
+    assert found["recommendation"].startswith("Cache: latents and texts together pay after ")
 
 
 def test_texts_weigh_on_a_step_of_images_and_not_on_one_of_clips() -> None:

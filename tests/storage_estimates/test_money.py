@@ -10,7 +10,7 @@ from shared.codec import Codec
 from shared.costs import EncodeRate
 from shared.errors import InputError
 from shared.spec import Bucket
-from storage_estimates.break_even import StreamCost, Terms, recommendation, stream_costs
+from storage_estimates.break_even import StreamCost, Terms, recommendation, stream_costs, together
 from storage_estimates.estimate import CacheSize, Choice, Group
 from storage_estimates.prices import DEFAULT_FILE, StorageClass, read_prices
 
@@ -75,21 +75,24 @@ def test_a_minimum_of_months_is_billed() -> None:
     assert costs(longer)[0].storing > 2.5 * costs()[0].storing
 
 
-def test_the_recommendation_splits_latents_and_texts() -> None:
-    after = [cost.break_even_epochs() for cost in costs()]
-    assert after == pytest.approx([1.82, 8.46], abs=0.01)
+def test_the_recommendation_weighs_the_streams_together_since_one_cache_holds_them() -> None:
+    after = [cost.break_even_epochs() for cost in (*costs(), together(costs()))]
+    assert after == pytest.approx([1.82, 8.46, 2.05], abs=0.01)
 
-    def sentence(epochs: float) -> str:
-        return recommendation(costs(), replace(TERMS, epochs=epochs))
+    def sentence(epochs: float, **shares: float) -> str:
+        return recommendation(costs(), replace(TERMS, epochs=epochs), shares)
 
-    assert sentence(1).startswith("Do not cache the latents or the texts: the autoencoder and T5 while training cost $")
-    assert sentence(5) == (
-        "Cache the latents: it pays after 1.8 epochs and saves $253 over 5 epochs; do not cache the texts: T5 while "
-        "training costs $21 over 5 epochs, a cache $31."
+    assert sentence(2) == (
+        "Do not cache: encoding latents and texts while training costs $175 over 2 epochs, a cache $180."
     )
-    assert sentence(5)[:-1] in recommendation(costs(), TERMS, {"texts": 0.02})
-    assert recommendation(costs(), TERMS, {"texts": 1.4}).endswith("; it makes a training step 140% longer, though.")
-    assert sentence(20).startswith("Cache the latents and the texts: it pays after 8.5 epochs and saves $")
+    assert sentence(2, texts=0.02).endswith("a cache $180.")
+    assert sentence(2, texts=1.4).endswith("; that makes a training step 140% longer, though.")
+    assert sentence(5) == (
+        "Cache: latents and texts together pay after 2.1 epochs and save $243 over 5 epochs. For the texts alone a "
+        "cache costs $10 more than encoding them each time, and would pay after 8.5 epochs."
+    )
+    assert sentence(20).endswith("epochs.")
+    assert "alone" not in sentence(20)
 
 
 def test_steps_of_a_price_apply_to_what_lies_beyond_them() -> None:
