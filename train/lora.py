@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.errors import InputError
 from train.config import FinetuningOptions
+from train.model.weight_files import write_weights
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 _BLOCKS = r"(?:blocks|spatial_blocks|temporal_blocks)\.\d+\."
@@ -88,9 +88,8 @@ def write_adapter(folder: Path, state: Mapping[str, Tensor], options: Finetuning
         state: Of a model with additions.
         options: Of its run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     names = {name: f"base_model.model.{name.replace('.default.', '.')}" for name in state if name.endswith((_A, _B))}
-    save_file({names[name]: state[name].contiguous() for name in names}, folder / "adapter_model.safetensors")
+    write_weights(folder / "adapter_model.safetensors", {names[name]: state[name] for name in names})
     settings = {
         "peft_type": "LORA",
         "r": options.lora_rank,

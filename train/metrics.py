@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,8 +54,14 @@ class StepMetrics:
         parts = values.pop("parts")
         return {"step": values.pop("step"), "loss": values.pop("loss")} | parts | values
 
-    def line(self, steps: int) -> str:
-        """Returns the line for people."""
+    def line(self, steps: int, seconds_left: float) -> str:
+        """Returns the line for people.
+
+        Args:
+            steps: Of the whole run.
+            seconds_left: Until it has taken them.
+        """
+        minutes, seconds = divmod(round(seconds_left), 60)
         return (
             f"step {self.step}/{steps} loss {self.loss:.4f} "
             f"({' '.join(f'{name} {value:.4f}' for name, value in self.parts.items())}) "
@@ -64,6 +70,7 @@ class StepMetrics:
             f"data wait {self.data_wait_ms:.1f} ms ({100 * self.data_wait_fraction:.1f} %) | "
             f"{self.tflops_per_device:.3g} TFLOP/s a device, MFU {100 * self.mfu:.1f} %"
             + (f" | {counted(self.nan_steps, 'step')} left out" if self.nan_steps else "")
+            + (f" | {minutes // 60}:{minutes % 60:02}:{seconds:02} left" if self.step < steps else "")
         )
 
 
@@ -145,10 +152,21 @@ class MetricsLog:
         steps: Of the whole run.
         first_step: Where this process begins. Lines beyond it, of steps that no checkpoint kept, are dropped.
         boards: Where numbers are shown besides.
+        clock: Gives seconds.
     """
 
-    def __init__(self, run: Path, *, steps: int, first_step: int, boards: Sequence[Board] = ()) -> None:
-        self._steps, self._file, self.boards = steps, run / METRICS_FILE, boards
+    def __init__(
+        self,
+        run: Path,
+        *,
+        steps: int,
+        first_step: int,
+        boards: Sequence[Board] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._steps, self._file, self.boards, self._clock = steps, run / METRICS_FILE, boards, clock
+        self._first: tuple[int, float] | None = None
+        """Steps taken at the first line of this process, and when."""
         if self._file.exists():
             lines = self._file.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= first_step]
@@ -160,8 +178,18 @@ class MetricsLog:
         Raises:
             InputError: if it cannot be written, on a full disk for one.
         """
-        print(metrics.line(self._steps), flush=True)
+        print(metrics.line(self._steps, self._seconds_left(metrics)), flush=True)
         self._add(metrics.values())
+
+    def _seconds_left(self, metrics: StepMetrics) -> float:
+        """Returns the time that the steps left take, saving and judging included, as those since the first line did."""
+        now, seconds = self._clock(), metrics.step_ms / 1000
+        if self._first is None:
+            self._first = (metrics.step, now)
+        else:
+            step, then = self._first
+            seconds = (now - then) / (metrics.step - step)
+        return (self._steps - metrics.step) * seconds
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the losses of an evaluation after ``step`` steps: a line of its own. Raises likewise."""

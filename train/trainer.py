@@ -55,6 +55,8 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     peak = find_peak(ranks.device, run.dtype, config.log.peak_tflops)
     if ranks.is_first:
         print(trainer.describe(peak, first_step), flush=True)
+        if first_step == config.steps:
+            print(f"all {counted(config.steps, 'step')} are taken: more by --steps go on from here", flush=True)
     log = ranks.agree(partial(_open_log, config, first_step) if ranks.is_first else _nothing)
     try:
         with _garbage_sought_in_what_is_new():

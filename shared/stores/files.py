@@ -112,6 +112,13 @@ def create_file(path: Path) -> BinaryIO:
         return io.BufferedRandom(_CheckedFile(path, "x+b"))
 
 
+def give_usual_mode(path: Path) -> None:
+    """Lets whom the umask lets read a file, which a library wrote for its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def sync_file(file: BinaryIO) -> None:
     """Forces what was written into ``file`` to the disk."""
     file.flush()

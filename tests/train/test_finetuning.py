@@ -45,6 +45,8 @@ def exported(config, folder, **options):
 @pytest.mark.parametrize("ema", [True, False])
 def test_an_exported_file_begins_a_run_that_computes_the_same(ranks, trained, small_config, tmp_path, ema):
     file = exported(trained, tmp_path / "out", ema=ema)
+    (usual := tmp_path / "usual").touch()
+    assert file.stat().st_mode == usual.stat().st_mode, "readable for whom the umask lets"
     names = load_file(file).keys()
     assert {"pos_embed", "pos_embed_temporal", "y_embedder.y_embedding"} <= names
     run = check_run(small_config, ranks)

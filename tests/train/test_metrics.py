@@ -15,7 +15,7 @@ from train.boards import open_boards, require_boards
 from train.config import LogOptions
 from train.data import Batch
 from train.diffusion.terms import LossTerms
-from train.metrics import MetricsLog, Totals
+from train.metrics import MetricsLog, StepMetrics, Totals
 from train.model.config import STDiTConfig
 from train.model.flops import training_flop
 from train.parallel.verdict import Verdict
@@ -115,8 +115,7 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     assert metrics.mfu == pytest.approx(flop / 2 / 1e9, rel=0.1)
 
     boards = open_boards(LogOptions(tensorboard=True), tmp_path, {}, 0)
-    log = MetricsLog(tmp_path, steps=9, first_step=0, boards=boards)
-    log.write(metrics)
+    MetricsLog(tmp_path, steps=9, first_step=0, boards=boards).write(metrics)
     written = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (written["loss"], written["mse"], written["vb"]) == (2.0, 1.0, 0.0)
     boards[0].clip(7, "a-clip", np.full((4, 6, 3), 200, np.uint8), tmp_path / "a.mp4", "a clip")
@@ -129,3 +128,30 @@ def test_a_line_of_the_log_holds_the_means_and_the_rates(ranks, tmp_path):
     open_boards(LogOptions(tensorboard=True), tmp_path, {}, 6)[0].numbers(7, {"loss": 1.0})
     again = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(point.step, point.value) for point in again.Scalars("loss")] == [(7, 1.0)]
+
+
+def test_the_time_left_is_by_all_that_happened_since_the_first_line(tmp_path, capsys):
+    now = iter([100.0, 160.0, 190.0])
+    log = MetricsLog(tmp_path, steps=10_000, first_step=0, clock=lambda: next(now))
+    for step in (10, 20, 10_000):
+        log.write(
+            StepMetrics(
+                step=step,
+                loss=1.0,
+                parts={},
+                grad_norm=1.0,
+                lr=0.1,
+                samples_per_second=1.0,
+                tokens_per_second=1.0,
+                step_ms=1000.0,
+                data_wait_ms=1.0,
+                data_wait_fraction=0.1,
+                tflops_per_device=1.0,
+                mfu=0.1,
+                peak_memory_gib=1.0,
+            )
+        )
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.endswith(" | 2:46:30 left")
+    assert second.endswith(" | 16:38:00 left"), "6 s a step with what was saved between the lines"
+    assert "left" not in last

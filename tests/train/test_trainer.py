@@ -123,7 +123,7 @@ def test_master_weights_are_saved_in_float32_though_training_is_in_bfloat16(rank
     assert not torch.equal(matrix, matrix.bfloat16().float())
 
 
-def test_old_checkpoints_go_and_leftovers_of_a_killed_save_count_for_nothing(ranks, small_config):
+def test_old_checkpoints_go_and_leftovers_of_a_killed_save_count_for_nothing(ranks, small_config, capsys):
     config = small_config.changed(checkpoint_every=1, keep_checkpoints=2)
     leftover = config.output / "checkpoints" / ".tmp-step-00000009"
     train(config.changed(steps=1), ranks)
@@ -131,6 +131,9 @@ def test_old_checkpoints_go_and_leftovers_of_a_killed_save_count_for_nothing(ran
     train(config, ranks)
     assert [c.name for c in list_checkpoints(config.output)] == ["step-00000005", "step-00000006"]
     assert not leftover.exists()
+    assert "are taken" not in capsys.readouterr().out
+    assert train(config, ranks) == 0
+    assert "all 6 steps are taken: more by --steps go on from here" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_run_goes_on_without_it(ranks, small_config):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shared.errors import InputError
-from shared.stores.files import explained, make_folder
+from shared.stores.files import explained, give_usual_mode, make_folder
 
 _FOLDER_WEIGHTS, _FOLDER_CONFIG = "model.safetensors", "config.json"
 _PICKLES = (".pth", ".pt", ".bin")
@@ -98,6 +98,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str
         file = path if config is None else path / _FOLDER_WEIGHTS
         try:
             save_file(contiguous, file, metadata={"format": "pt"})
+            give_usual_mode(file)  # safetensors 0.8 writes 0600
         except SafetensorError as error:
             raise InputError(f"{file}: cannot be written ({error}): make room there or choose another place") from None
         if config is not None:
