@@ -157,7 +157,7 @@ def measure_variant(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     seconds = _seconds(bench, variant, timing)
-    memory = ranks.maximum(torch.cuda.max_memory_allocated() / 2**30) if on_gpu else None
+    allocated, reserved, other = [ranks.maximum(taken / 2**30) for taken in _memory()] if on_gpu else [None] * 3
     with running_as(bench.model, variant), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing")
         parts = {} if variant.graphs else bench.parts()
@@ -186,13 +186,23 @@ def measure_variant(
         tokens_per_second=samples * bench.tokens,
         tflops=tflops,
         mfu=tflops / find_peak(ranks.device, torch.bfloat16, None if on_gpu else 1.0).tflops,
-        peak_memory_gib=memory,
+        peak_memory_gib=allocated,
+        reserved_memory_gib=reserved,
+        other_memory_gib=other,
         parts_ms=parts,
         launching_ms=None if launching is None else 1000 * launching,
         scaled_from_blocks=setting.blocks,
         published=published,
         times_published=None if published is None else rate / published,
     )
+
+
+def _memory() -> tuple[int, int, int]:
+    """Returns bytes of this device: those of tensors, those that PyTorch's allocator took for them, both at most, and
+    those of others."""
+    free, total = torch.cuda.mem_get_info()
+    other = total - free - torch.cuda.memory_reserved()
+    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), other
 
 
 def _seconds(bench: Bench, variant: Variant, timing: Timing) -> float:

@@ -78,6 +78,10 @@ class StepRow:
     mfu: float = math.nan
     peak_memory_gib: float | None = None
     """Of the rank that took most, with the blocks that ran; None on a CPU."""
+    reserved_memory_gib: float | None = None
+    """What PyTorch's allocator took from the device for that, at most."""
+    other_memory_gib: float | None = None
+    """What the device has in use besides: the CUDA context, kernels, NCCL's buffers."""
     parts_ms: dict[str, float] = field(default_factory=dict)
     """From steps of their own, with events around each part; of graphs there are none."""
     scaled_from_blocks: int | None = None
