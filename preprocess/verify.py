@@ -6,11 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
+from preprocess.decoded_pictures import write_picture
 from preprocess.originals import Originals
 from shared.cache.check import Part, Totals, check_files
 from shared.cache.check_description import open_for_check
@@ -45,6 +47,8 @@ class VerifyConfig:
     """The folder or URL from which the manifest's paths are taken. Without it, the one that the job recorded."""
     decode: int = 3
     """Latents to decode back to video, spread over the cache. 0: none, and no model is loaded."""
+    pictures: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Write a picture of each of these there: frames of the clip, and below them those decoded."""
     deep: int = 0
     """Samples to encode again from their clips and captions and to compare, spread over the cache."""
     repair: bool = False
@@ -58,6 +62,8 @@ class VerifyConfig:
         for name, least in (("decode", 0), ("deep", 0), ("workers", 1)):
             if (value := getattr(self, name)) < least:
                 raise InputError(f"--{name} {value}: expected {least} or more")
+        if self.pictures is not None and not self.decode:
+            raise InputError(f"--pictures {self.pictures} does nothing with --decode 0: nothing is decoded")
         self.part()
 
     def part(self) -> Part:
@@ -127,7 +133,7 @@ def _compare(config: VerifyConfig, cache: Cache) -> int:
         return 0
     originals = Originals(cache, config.clips)
     if config.decode:
-        for line in _decode_back(cache, _spread(index, config.decode), originals):
+        for line in _decode_back(cache, _spread(index, config.decode), originals, config.pictures):
             print(line)
     if not config.deep:
         return 0
@@ -148,7 +154,9 @@ def _spread(index: Any, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _decode_back(cache: Cache, rows: list[dict[str, Any]], originals: Originals) -> Iterator[str]:
+def _decode_back(
+    cache: Cache, rows: list[dict[str, Any]], originals: Originals, pictures: Path | None
+) -> Iterator[str]:
     from shared.encoders.vae import VideoAutoencoder  # torch and diffusers: not needed for the checks above
 
     ours = cache.provenance[LATENT_STREAM]
@@ -167,9 +175,13 @@ def _decode_back(cache: Cache, rows: list[dict[str, Any]], originals: Originals)
         original = originals.frames(row)
         name = f"{row['source']} in {row['num_frames']}x{row['height']}x{row['width']}"
         if isinstance(original, str):
-            yield f"{name}: decodes to video; not compared: {original}"
+            line = f"{name}: decodes to video; not compared: {original}"
         else:
-            yield f"{name}: decoded latent against the clip: {psnr(frames, original):.1f} dB PSNR"
+            line = f"{name}: decoded latent against the clip: {psnr(frames, original):.1f} dB PSNR"
+        if pictures is not None:
+            place = write_picture(pictures, row, frames, None if isinstance(original, str) else original)
+            line += f"; {place}"
+        yield line
 
 
 def main() -> int:

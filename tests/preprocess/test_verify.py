@@ -6,15 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from preprocess.decoded_pictures import picture
 from shared.cache.dataset import Cache
 from shared.cache.reader import StreamReader
+from shared.media.quality import psnr
 from tests.preprocess.conftest import Command, demo_options
 from tests.s3 import MotoS3
 
 
-def test_a_sound_cache_passes_and_its_latents_decode_to_their_clips(demo_cache: Path, verify: Command) -> None:
-    result = verify(demo_cache, "--decode", 12)
+def test_a_sound_cache_passes_and_its_latents_decode_to_their_clips(
+    demo_cache: Path, verify: Command, tmp_path: Path
+) -> None:
+    result = verify(demo_cache, "--decode", 12, "--pictures", tmp_path / "pictures")
     assert result.returncode == 0, result.stderr
     assert re.search(r"12 samples in 6 shards; read all, 0\.\d MB, and the whole index", result.stdout)
     assert "1 refused in the ledger, 1 not_a_video" in result.stdout
@@ -22,6 +27,23 @@ def test_a_sound_cache_passes_and_its_latents_decode_to_their_clips(demo_cache: 
     assert len(found) == 12
     assert min(found) > 20
     assert np.mean(found) > 26
+    places = [Path(place) for place in re.findall(r"dB PSNR; (.+\.png)$", result.stdout, re.MULTILINE)]
+    assert sorted(places) == sorted((tmp_path / "pictures").iterdir())
+    for place, decibel in zip(places, found, strict=True):
+        with Image.open(place) as opened:
+            pixels = np.asarray(opened)
+        height = (len(pixels) - 4) // 2
+        assert psnr(pixels[:height], pixels[-height:]) == pytest.approx(decibel, abs=3)  # of some of the frames
+
+
+def test_a_picture_has_frames_from_the_first_to_the_last_above_those_decoded() -> None:
+    clip = np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 5, 3), np.uint8)
+    made = picture(clip + 100, clip)
+    assert made.shape == (6 + 4 + 6, 8 * 5, 3)
+    assert made[0, ::5, 0].tolist() == [0, 2, 4, 6, 9, 11, 13, 15]
+    assert made[-1, ::5, 0].tolist() == [100, 102, 104, 106, 109, 111, 113, 115]
+    assert (made[6:10] == 255).all()
+    assert picture(clip[:1], None).shape == (6, 5, 3)
 
 
 def test_a_fault_is_named_and_gives_exit_code_1(demo_cache: Path, verify: Command, tmp_path: Path) -> None:
@@ -123,6 +145,9 @@ def test_a_cache_on_s3_is_checked_and_repaired(
 def test_clips_that_have_gone_are_said_not_to_be_compared(demo_cache: Path, verify: Command, tmp_path: Path) -> None:
     result = verify(demo_cache, "--decode", 1, "--clips", tmp_path)
     assert result.returncode == 0
+    idle = verify(demo_cache, "--decode", 0, "--pictures", tmp_path)
+    assert (idle.returncode, idle.stderr.count("\n")) == (2, 1)
+    assert "does nothing with --decode 0" in idle.stderr
     assert "decodes to video; not compared: missing: no file" in result.stdout
 
 
