@@ -25,9 +25,13 @@ def _rms_norm(source, weight, out, width, epsilon, BLOCK: tl.constexpr):  # type
     tl.store(out + token * width + columns, (values * scale * weights).to(out.dtype.element_ty), mask=inside)
 
 
-def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Returns ``hidden / rms(hidden) * weight`` (T, W), statistics and product in float32, rounded once."""
-    out = torch.empty_like(hidden)
+def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float, *, out: Tensor | None = None) -> Tensor:
+    """Returns ``hidden / rms(hidden) * weight`` (T, W), statistics and product in float32, rounded once.
+
+    Args:
+        out: Where it is written, if given.
+    """
+    out = torch.empty_like(hidden) if out is None else out
     width = hidden.shape[1]
     _rms_norm[(len(hidden),)](hidden, weight, out, width, epsilon, BLOCK=triton.next_power_of_2(width), num_warps=8)
     return out
