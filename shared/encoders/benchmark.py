@@ -32,9 +32,15 @@ from shared.encoders.fast_t5 import FastT5, pack
 from shared.encoders.fast_vae import make_fast
 from shared.encoders.measure_rates import T5_XXL
 from shared.encoders.t5 import BATCH_TOKENS, TextEncoder
-from shared.errors import run_entry_point
+from shared.errors import InputError, run_entry_point
 
 MAX_TOKENS = 120
+
+WAYS = {
+    "t5-xxl": ("transformers", "transformers, compiled", "ours", "ours, GELU apart"),
+    "sd": ("diffusers", "ours", "diffusers, compiled, channels last"),
+}
+"""Ways of computing, by model: those compiled on a GPU alone, T5's with the GELU apart where ours has it fused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +51,8 @@ class BenchmarkConfig:
     """A JSON file; written again after every measurement."""
     models: tuple[str, ...] = ("t5-xxl", "sd")
     """Which."""
+    ways: tuple[str, ...] = ()
+    """Which ways of computing, by their names in the table; all if none is named."""
     seconds: float = 2.0
     """Each measurement takes about this long."""
     device: str = "cuda"
@@ -53,6 +61,15 @@ class BenchmarkConfig:
     """Small models, to see that everything runs, not to measure."""
     debug: bool = False
     """Show tracebacks of user errors."""
+
+    def __post_init__(self) -> None:
+        known = [way for model in self.models for way in WAYS.get(model, ())]
+        if unknown := [way for way in self.ways if way not in known]:
+            raise InputError(f"--ways {unknown[0]!r}: expected some of {', '.join(map(repr, known))}")
+
+    def wants(self, way: str) -> bool:
+        """Whether a way is to be measured."""
+        return not self.ways or way in self.ways
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,40 +162,43 @@ def measure_t5(config: BenchmarkConfig) -> Iterator[Result]:
     named = {"model": "t5-xxl", "unit": "tokens"}
     batch = f"{captions} x {MAX_TOKENS}"
 
-    result = _result(config, lambda: model(input_ids=ids), way="transformers", batch=batch, count=ids.numel(), **named)
-    yield _errors(result, model(input_ids=ids[:8]).last_hidden_state, expected, cosine=True)
     mixed = f"{len(short)} captions of {sum(map(len, short)) / len(short):.0f} tokens on average"
     count = sum(map(len, short))
-    shuffled = [short[place] for place in draw.permutation(len(short))]
-    yield _result(
-        config,
-        lambda: [_padded(model, shuffled[at : at + captions]) for at in range(0, len(short), captions)],
-        way="transformers",
-        batch=f"{mixed}, padded by {captions}",
-        count=count,
-        **named,
-    )
-    if cuda:
+    if config.wants("transformers"):
+        step = partial(model, input_ids=ids)
+        result = _result(config, step, way="transformers", batch=batch, count=ids.numel(), **named)
+        yield _errors(result, model(input_ids=ids[:8]).last_hidden_state, expected, cosine=True)
+        shuffled = [short[place] for place in draw.permutation(len(short))]
+        yield _result(
+            config,
+            lambda: [_padded(model, shuffled[at : at + captions]) for at in range(0, len(short), captions)],
+            way="transformers",
+            batch=f"{mixed}, padded by {captions}",
+            count=count,
+            **named,
+        )
+    if cuda and config.wants("transformers, compiled"):
         compiled = torch.compile(model, dynamic=False)
         step = partial(compiled, input_ids=ids)
         result = _result(config, step, way="transformers, compiled", batch=batch, count=ids.numel(), **named)
         yield _errors(result, compiled(input_ids=ids).last_hidden_state[:8], expected, cosine=True)
         torch._dynamo.reset()
-    fast = FastT5(model, max_tokens=MAX_TOKENS)
+    ours = {"ours": FastT5(model, max_tokens=MAX_TOKENS)}
+    if ours["ours"].fuses_gelu:
+        ours["ours, GELU apart"] = FastT5(model, max_tokens=MAX_TOKENS, fuse_gelu=False)
+    elif "ours, GELU apart" in config.ways:
+        raise InputError("--ways 'ours, GELU apart': here it is never fused: leave this way out")
     for number in (captions // 2, captions, 2 * captions, 4 * captions):
         packed = pack(full[:number], model.device)
-        result = _result(
-            config,
-            partial(fast, packed),
-            way="ours",
-            batch=f"{number} x {MAX_TOKENS}",
-            count=len(packed.ids),
-            **named,
-        )
-        yield _errors(result, fast(packed).view(number, MAX_TOKENS, -1)[:8], expected, cosine=True)
-    encoder = TextEncoder(model, None, name="t5-xxl", weights="", max_tokens=MAX_TOKENS, cleaning="none")
-    batch = f"{mixed}, in batches of {BATCH_TOKENS[config.device]} tokens"
-    yield _result(config, lambda: encoder.embed(short), way="ours", batch=batch, count=count, **named)
+        batch = f"{number} x {MAX_TOKENS}"
+        for way, fast in ours.items():
+            if config.wants(way):
+                result = _result(config, partial(fast, packed), way=way, batch=batch, count=len(packed.ids), **named)
+                yield _errors(result, fast(packed).view(number, MAX_TOKENS, -1)[:8], expected, cosine=True)
+    if config.wants("ours"):
+        encoder = TextEncoder(model, None, name="t5-xxl", weights="", max_tokens=MAX_TOKENS, cleaning="none")
+        batch = f"{mixed}, in batches of {BATCH_TOKENS[config.device]} tokens"
+        yield _result(config, lambda: encoder.embed(short), way="ours", batch=batch, count=count, **named)
 
 
 def _padded(model: T5EncoderModel, captions: Sequence[list[int]]) -> Tensor:
@@ -212,17 +232,18 @@ def measure_vae(config: BenchmarkConfig) -> Iterator[Result]:
     def plain(x: Tensor) -> Tensor:
         return vae.encode(x).latent_dist.mean
 
-    for count, side in cases:
+    for count, side in cases if config.wants("diffusers") else ():
         x, batch = pixels[side][:count], f"{count} of {side}x{side}"
         result = _result(config, partial(plain, x), way="diffusers", batch=batch, count=count, **named)
         yield _errors(result, plain(x), expected) if side == sides[1] else result
     fast = make_fast(vae)
-    for count, side in [(frames // 2, sides[1]), *cases, (2 * frames, sides[1]), (4 * frames, sides[1])]:
+    ours = [(frames // 2, sides[1]), *cases, (2 * frames, sides[1]), (4 * frames, sides[1])]
+    for count, side in ours if config.wants("ours") else ():
         x, batch = pixels[side][:count], f"{count} of {side}x{side}"
         result = _result(config, partial(fast, x), way="ours", batch=batch, count=count, **named)
         same = side == sides[1] and count >= frames
         yield _errors(result, fast(x)[:frames].chunk(2, dim=1)[0], expected) if same else result
-    if cuda:
+    if cuda and config.wants("diffusers, compiled, channels last"):
         vae.to(memory_format=torch.channels_last)
         vae.encoder = torch.compile(vae.encoder, dynamic=False)
         x = pixels[sides[1]][:frames].to(memory_format=torch.channels_last)

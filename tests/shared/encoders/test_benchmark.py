@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shared.encoders.benchmark import MEASURES, BenchmarkConfig, draw_lengths, table
+from shared.errors import InputError
 
 
 @pytest.mark.parametrize(("model", "plain"), [("t5-xxl", "transformers"), ("sd", "diffusers")])
@@ -21,6 +22,18 @@ def test_every_way_is_measured_and_gives_what_float32_gives(model: str, plain: s
     lines = table(results).splitlines()
     assert len(lines) == 2 + len(results)
     assert "| 1.00 |" in lines[2]
+
+
+def test_ways_are_measured_alone_and_unknown_ones_are_named(tmp_path: Path) -> None:
+    config = BenchmarkConfig(output=tmp_path / "speed.json", ways=("ours",), device="cpu", tiny=True, seconds=0.0)
+    with torch.inference_mode():
+        results = [result for measure in MEASURES.values() for result in measure(config)]
+    assert {(result.model, result.way) for result in results} == {("t5-xxl", "ours"), ("sd", "ours")}
+    with pytest.raises(InputError, match="'theirs': expected some of 'transformers', 'transformers, compiled', 'ours'"):
+        BenchmarkConfig(output=tmp_path / "speed.json", models=("t5-xxl",), ways=("ours", "theirs"))
+    apart = BenchmarkConfig(output=config.output, ways=("ours, GELU apart",), device="cpu", tiny=True, seconds=0.0)
+    with pytest.raises(InputError, match="never fused"), torch.inference_mode():
+        list(MEASURES["t5-xxl"](apart))
 
 
 def test_lengths_are_those_of_captions() -> None:
