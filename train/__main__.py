@@ -1,15 +1,14 @@
 """``python -m train``, alone or under torchrun: parse, join the ranks, train, exit."""
 
-import atexit
 import json
-import os
 import sys
-from typing import NoReturn
 
 from shared.errors import run_entry_point
 from train.config import TrainConfig
 from train.config.command_line import parse_command_line
+from train.ending import end_process
 from train.parallel.ranks import Ranks, join_ranks
+from train.stop import STOPPED
 
 
 def dry_run(config: TrainConfig, ranks: Ranks) -> int:
@@ -57,24 +56,11 @@ def _with_ranks(debug: bool) -> int:
 
             return train(config, ranks)
 
-        return run_entry_point(run, debug=debug)  # within: the other ranks leave after the first has said what is wrong
-
-
-def _end() -> NoReturn:
-    """Runs :func:`main` and ends this process without taking the interpreter down.
-
-    Now and then a process of this program has aborted at that point ("terminate called without an active exception"),
-    most likely for a thread of a process group that wants Python's lock. Then the exit code is lost.
-    """
-    try:
-        code = main()
-    except SystemExit as ended:  # of the command line's parser, and of ranks that leave after the first has said why
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        code = run_entry_point(run, debug=debug)  # within: the other ranks leave after the first has said what is wrong
+        if code not in (0, STOPPED):
+            ranks.fail_alone()
+        return code
 
 
 if __name__ == "__main__":
-    _end()
+    end_process(main)

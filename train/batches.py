@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from functools import partial
 
-from shared.errors import InputError
 from train.data import Batch
 from train.loader import load_batches
 from train.local_copies import LocalCopies
@@ -29,7 +28,7 @@ def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[
         first_step: Counted from 0.
 
     Raises:
-        InputError: where a rank cannot have a batch, on rank 0; the others exit after.
+        InputError: where a rank cannot have a batch, on rank 0; the others exit after. Any other error on its rank.
     """
     batches = ranks.agree(lambda: _open(run, ranks, first_step))
     return iter(partial(_next_of_all, batches, ranks), None)
@@ -41,17 +40,17 @@ def _next_of_all(batches: Iterator[Batch], ranks: Ranks) -> Batch | None:
     A rank that failed alone would leave the others in the step that they have begun, until their time-out.
     """
     batch: Batch | None = None
-    failure: InputError | None = None
+    failure: Exception | None = None
     try:
         batch = next(batches, None)
-    except InputError as error:
+    except Exception as error:
         failure = error
     if ranks.ask(lambda: failure is not None)():
         ranks.agree(partial(_raise, failure))
     return batch
 
 
-def _raise(failure: InputError | None) -> None:
+def _raise(failure: Exception | None) -> None:
     if failure is not None:
         raise failure
 

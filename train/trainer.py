@@ -61,8 +61,12 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     try:
         with _garbage_sought_in_what_is_new():
             return trainer.take_steps(first_step, stop, peak, log)
+    except BaseException:
+        ranks.fail_alone()
+        raise
     finally:
-        trainer.close()
+        if not ranks.ends_alone:  # else the device may wait for what others never send
+            trainer.close()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from shared.errors import InputError, run_entry_point
+from train.ending import end_process
 
 _BENCHMARKS = {
     "codec_loss": "train.benchmark.codec_loss",
@@ -30,4 +31,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_entry_point(main, debug="--debug" in sys.argv))
+    end_process(lambda: run_entry_point(main, debug="--debug" in sys.argv))

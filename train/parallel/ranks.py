@@ -3,17 +3,23 @@
 A plain ``python -m train`` is one rank; torchrun, DeepSpeed's launcher or Slurm's srun start several
 (:mod:`train.parallel.launchers`). Flags and errors travel over a group of their own on the CPU, so that they do not
 wait for the accelerators.
+
+A rank that fails by itself, in the middle of what all do together, does not leave the group in order: that waits for
+the others, who wait for this rank. Its process ends at once (:func:`train.ending.end_process`), with that its
+connections, and with those the others, or their launcher ends them.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from shared.errors import InputError
+from shared.redaction import without_credentials
 from train.parallel.launchers import ranks_from_slurm
 from train.parallel.sequence import SequenceParallel, require_degree
 
@@ -28,6 +34,8 @@ class Ranks:
         self.sequence = SequenceParallel(1)
         self._control = control
         self._failed_together = False
+        self.ends_alone = False
+        """Whether this rank has failed by itself, and leaves the others where they are."""
 
     @property
     def is_first(self) -> bool:
@@ -63,8 +71,9 @@ class Ranks:
         """Returns ``work()`` if it succeeds on every rank.
 
         Where it does not, rank 0 raises the first rank's :class:`InputError` and prints it, and the others exit after.
+        Any other error is raised where it came up; rank 0 says which it was, and all end.
         """
-        result, failure = None, None
+        result, failure, defect = None, None, None
         try:
             result = work()
         except InputError as error:
@@ -72,15 +81,34 @@ class Ranks:
         except SystemExit:  # of a command line's parser, which all ranks run on the same words
             self._failed_together = True
             raise
-        failures: list[InputError | None] = [None] * self.world_size
-        dist.all_gather_object(failures, failure, group=self._control)
-        first = next((error for error in failures if error is not None), None)
+        except Exception as error:
+            defect = error
+        told = None if defect is None else f"rank {self.rank} failed: {type(defect).__name__}: {defect}"
+        answers: list[tuple[InputError | None, str | None]] = [(None, None)] * self.world_size
+        dist.all_gather_object(answers, (failure, told), group=self._control)
+        defects = [told for _, told in answers if told is not None]
+        if defects:
+            self._end_with(defects[0], defect)
+        first = next((error for error, _ in answers if error is not None), None)
         if first is not None:
             self._failed_together = True
             if self.is_first:
                 raise first
             raise SystemExit(2)
         return result  # type: ignore[return-value]  # no failure: work() returned
+
+    def _end_with(self, told: str, own: Exception | None) -> NoReturn:
+        """Raises this rank's own error, or ends after another's."""
+        self.fail_alone()
+        if own is not None:
+            raise own
+        if self.is_first:
+            print(f"error: {without_credentials(told)}", file=sys.stderr, flush=True)
+        raise SystemExit(1)
+
+    def fail_alone(self) -> None:
+        """Takes it that this rank ends by an error of its own. After a common one, or without others, it does not."""
+        self.ends_alone = self.world_size > 1 and not self._failed_together
 
     def from_first(self, value: Result) -> Result:
         """Returns the value of rank 0."""
@@ -125,7 +153,12 @@ class Ranks:
         dist.barrier(group=self._control)
 
     def leave(self) -> None:
-        """Ends the group. After a common failure the others wait until rank 0 has said why."""
+        """Ends the group, but not from a rank that ends alone.
+
+        After a common failure the others wait until rank 0 has said why.
+        """
+        if self.ends_alone:
+            return
         if self._failed_together:
             self.barrier()
         dist.destroy_process_group()
@@ -133,7 +166,11 @@ class Ranks:
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Joins the ranks that a launcher started, or makes a group of one; leaves it at the end."""
+    """Joins the ranks that a launcher started, or makes a group of one; leaves it at the end.
+
+    After an error of one rank alone that rank is still in it: such a process is ended by
+    :func:`train.ending.end_process`.
+    """
     ranks_from_slurm(os.environ)
     cuda = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")  # else DeepSpeed warns that it guesses
@@ -149,5 +186,8 @@ def join_ranks() -> Iterator[Ranks]:
     ranks = Ranks(device, dist.new_group(backend="gloo") if cuda else None)
     try:
         yield ranks
+    except BaseException:
+        ranks.fail_alone()
+        raise
     finally:
         ranks.leave()

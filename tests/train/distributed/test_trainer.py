@@ -17,6 +17,7 @@ CHECKS = [
     "clips_encoded_online_give_each_rank_its_part_of_the_batch",
     "a_damaged_checkpoint_is_told_once_whichever_rank_looks_at_it",
     "a_sample_that_one_rank_cannot_read_is_told_once",
+    "an_error_of_one_rank_ends_all_and_is_told_by_the_first",
     "every_rank_waits_for_the_slowest_ones_batch",
     "products_in_8_bits_of_samples_that_are_shared_are_those_of_one_rank",
 ]

@@ -1,11 +1,13 @@
 """Checks of the trainer that two ranks make together, see ``launch``."""
 
+import io
 import json
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from train.data import Batch
 from train.held_out import FixedSamples
 from train.loader import load_batches
 from train.parallel.ranks import Ranks
+from train.run_reader import FolderReader
 from train.setup import check_run
 from train.trainer import train
 
@@ -112,6 +115,26 @@ def a_sample_that_one_rank_cannot_read_is_told_once(ranks: Ranks, folder: Path) 
         if ranks.is_first:
             assert "found CRC32C" in str(raised.value)
             assert len(lines(folder / damaged)) in read
+
+
+def an_error_of_one_rank_ends_all_and_is_told_by_the_first(ranks: Ranks, folder: Path) -> None:
+    config = config_for(ranks, folder, broken=0)
+    told = io.StringIO()
+
+    def gone(*_: Any) -> NoReturn:
+        raise OSError(5, "Input/output error", "a shard")
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(told):
+        if ranks.rank == 1:
+            patch.setattr(FolderReader, "checked", gone)
+        with pytest.raises(SystemExit if ranks.is_first else OSError) as raised:
+            train(config, ranks)
+    assert ranks.ends_alone
+    ranks.ends_alone = False
+    if ranks.is_first:
+        assert isinstance(raised.value, SystemExit)
+        assert raised.value.code == 1
+        assert "error: rank 1 failed: OSError: [Errno 5] Input/output error: 'a shard'" in told.getvalue()
 
 
 def every_rank_waits_for_the_slowest_ones_batch(ranks: Ranks, folder: Path) -> None:
