@@ -11,7 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from shared.registers import at_most
+
 _TILE = 4096
+_ADD_REGISTERS = 128
+"""Of a sum with statistics: Triton 3.8 takes up to 141, which leave 3 programs on a multiprocessor, not 4."""
 
 
 def _blocks(channels: int) -> tuple[int, int]:
@@ -219,8 +223,9 @@ def _summed(x: Tensor, residual: Tensor, bias: Tensor, out: Tensor, *, adds: boo
     parts = triton.cdiv(pixels, part_pixels)
     partial = torch.empty(pictures, parts, 2, channels, device=x.device, dtype=torch.float32)
     _statistics[(parts, pictures)](
-        x, residual, bias, out, partial, pixels, channels, part_pixels, ADDS=adds, BLOCK_R=block_r, BLOCK_C=block_c
-    )
+        x, residual, bias, out, partial, pixels, channels, part_pixels, ADDS=adds, BLOCK_R=block_r, BLOCK_C=block_c,
+        **at_most(_ADD_REGISTERS, triton.__version__) if adds and x.dtype.itemsize == 2 else {},
+    )  # fmt: skip
     return partial
 
 

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from shared.registers import at_most
 from train.ops import float8
 from train.ops.float8 import Float8Rows, empty_rows
 from train.ops.gelu_kernels import gelu, gelu_slope
@@ -42,12 +43,15 @@ class Sharing(NamedTuple):
     programs: int
     """About as many; no more than are resident at once on Hopper's 132 multiprocessors, or some would wait for a second
     round."""
-    registers: int | None = None
-    """Of a thread, at most."""
+    registers: int
+    """Of a thread, at most, so that all programs are resident."""
+    most_width: int | None = None
+    """Of rows of 2-byte values up to which Triton 3.6 keeps to that by itself and newer ones are held to it. None: all
+    are, at any width."""
 
 
-NARROW_SUMS = Sharing(rows=2, warps=2, stages=3, programs=1320)
-WIDE_SUMS = Sharing(rows=1, warps=8, stages=1, programs=660)
+NARROW_SUMS = Sharing(rows=2, warps=2, stages=3, programs=1320, registers=96, most_width=1152)
+WIDE_SUMS = Sharing(rows=1, warps=8, stages=1, programs=660, registers=48, most_width=4096)
 WIDE_GELU = Sharing(rows=1, warps=16, stages=3, programs=396, registers=40)
 COLUMNS, COLUMN_ROWS, COLUMN_WARPS = 16, 256, 8
 """A tile of a weight whose columns are converted: rows of 32 bytes are read, rows of 256 are written."""
@@ -152,14 +156,16 @@ def _convert_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int, 
 
 
 @lru_cache(maxsize=1024)
-def _sums_launch(_device: torch.device, _dtype: torch.dtype, N: int, D: int, has_gelu: bool) -> tuple[Launch, int]:
+def _sums_launch(_device: torch.device, dtype: torch.dtype, N: int, D: int, has_gelu: bool) -> tuple[Launch, int]:
     """Returns the launch, and how many programs share the rows."""
     sharing = NARROW_SUMS if D <= WIDE else WIDE_GELU if has_gelu else WIDE_SUMS
     chunk_rows = triton.cdiv(triton.cdiv(N, sharing.rows), sharing.programs) * sharing.rows
     chunks = triton.cdiv(N, chunk_rows)
     options = {"num_warps": sharing.warps}
-    if sharing.registers is not None:
+    if sharing.most_width is None:
         options["maxnreg"] = sharing.registers
+    elif sharing.most_width >= D and dtype.itemsize == 2 and not has_gelu:
+        options |= at_most(sharing.registers, triton.__version__)
     constants = (D, *row_parts(D), sharing.rows, sharing.stages, has_gelu)
     return Launch(_convert_and_sum, (chunks,), (N, chunk_rows), constants, **options), chunks
 

@@ -12,11 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from shared.registers import at_most
 from train.ops.launching import Launch
 from train.ops.partial_sums_kernels import add_partial_sums
 
 COLUMNS, ROWS, WARPS = 128, 32, 4
 """A tile: 16 bytes of bfloat16 for each of 16 threads of a row, eight rows at a time."""
+FORWARD_REGISTERS = 40
+"""Triton 3.8 takes 51, which leave 9 programs on a multiprocessor, not 12."""
 _PROGRAMS = 2112
 """About as many in the backward pass: sixteen for each of Hopper's 132 multiprocessors."""
 _TWICE_ROOT = tl.constexpr(1.5957691216057308)  # 2 sqrt(2 / pi)
@@ -80,9 +83,10 @@ def _backward(  # type: ignore[no-untyped-def]
 
 
 @lru_cache(maxsize=1024)
-def _forward_launch(_device: torch.device, _dtype: torch.dtype, N: int, F: int) -> Launch:
+def _forward_launch(_device: torch.device, dtype: torch.dtype, N: int, F: int) -> Launch:
     programs = triton.cdiv(F, COLUMNS) * triton.cdiv(N, ROWS)  # along one axis: others take 65,535 at most
-    return Launch(_forward, (programs,), (N, F), (ROWS, COLUMNS), num_warps=WARPS)
+    limit = at_most(FORWARD_REGISTERS, triton.__version__) if dtype.itemsize == 2 else {}
+    return Launch(_forward, (programs,), (N, F), (ROWS, COLUMNS), num_warps=WARPS, **limit)
 
 
 @lru_cache(maxsize=1024)

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from shared.registers import at_most
 from train.ops.head_parts import head_parts, precision
 from train.ops.head_tiles import dot, load_rows, store_rows
 from train.ops.launching import Launch
@@ -33,6 +34,8 @@ PART_ROWS = tl.constexpr(32)
 """Rows that go through norm and rotation at a time in the backward pass."""
 WARPS, WARPS_OF_LARGE_PRODUCTS = 4, 8
 """The second beyond 32 frames, where neither norm nor rotation takes the registers."""
+BACKWARD_REGISTERS = 168
+"""With norms and heads of 72 or 80: newer Tritons take up to 220, which leave 2 programs on a multiprocessor, not 3."""
 
 
 @triton.jit
@@ -243,12 +246,14 @@ def _launch(
     q_norm, k_norm, rope, _ = (each is not None for each in types)
     group = TILE_ROWS // T
     programs = triton.cdiv(B * S * H, group)
+    is_held = kernel is _backward and (q_norm or k_norm) and head_parts(P) == (64, 16) and dtype.itemsize == 2
     launch = Launch(
         kernel,
         (programs,),
         (B * S * H, S, 1 / math.sqrt(P)),
         (T, H, P, *head_parts(P), group, TILE_ROWS, RMS_NORM_EPS, q_norm, k_norm, rope, precision(dtype)),
         num_warps=WARPS_OF_LARGE_PRODUCTS if T > 32 and not (q_norm or k_norm or rope) else WARPS,
+        **at_most(BACKWARD_REGISTERS, triton.__version__) if is_held else {},
     )  # fmt: skip
     return launch, programs
 
