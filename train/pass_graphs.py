@@ -3,7 +3,7 @@
 The thread that launches takes some 50 microseconds for each of the thousands of operations of a pass; a graph's it does
 not see. A graph holds for one shape of batches. All graphs of a run share one pool of memory, which is as large as a
 pass needs and is used by nothing else: so while there are graphs, passes of a shape that is not recorded would need as
-much again.
+much again. What the driver keeps of each graph is outside of it, and in no count.
 
 - The first pass of a shape runs by itself, so that kernels are compiled and libraries have chosen theirs. Graphs that
   were there are given up before, and their memory with them.

@@ -23,6 +23,7 @@ from train.model.attention import automatic_choice
 from train.model.transformer import DiffusionTransformer
 from train.not_finite import NotFiniteGuard
 from train.open_index import prepare_source
+from train.out_of_memory import enough_memory
 from train.parallel.ranks import Ranks
 from train.parallel.zero import build_engine
 from train.pass_graphs import CudaRecorder
@@ -219,8 +220,10 @@ class Trainer:
             stop_wanted = ranks.ask(lambda: stop.received)  # the answer comes while the step is being launched
             lr = learning_rate(step, config.optimiser, config.decay_steps)
             following = None if self._ema is None else self._ema.following(step)
-            result = self._step.take(batch.to(ranks.device), lr, following)
             taken = step + 1
+            shape, graphs = tuple(batch.latents.shape), config.parallel.cuda_graphs
+            with enough_memory(step=taken, rank=ranks.rank, latents=shape, graphs=graphs):
+                result = self._step.take(batch.to(ranks.device), lr, following)
             guard.check(taken, batch, result)
             totals.add(result, batch, self._run.model_config, wait_seconds)
             num_skipped += batch.num_skipped

@@ -27,7 +27,8 @@ class ParallelOptions:
     weights, which stay bfloat16's; on GPUs from Ada and Hopper on. None: in the precision above."""
     cuda_graphs: MayChange[bool] = False
     """Record the forward and backward passes of each bucket, and launch them at once: faster where the thread that
-    launches is the limit (small batches, slow hosts, products in 8 bits). On GPUs, at ZeRO stage 1 or 2."""
+    launches is the limit (small batches, slow hosts, products in 8 bits). On GPUs, at ZeRO stage 1 or 2. Each bucket is
+    a graph, for which the driver keeps memory that --dry-run does not count."""
     sequence_parallel: MayChange[int] = 1
     """Neighbouring ranks that share the tokens of the same samples; it must divide the number of ranks."""
     offload: MayChange[Offload] = "none"

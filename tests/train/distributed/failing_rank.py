@@ -3,15 +3,22 @@
 So NCCL's groups are left; gloo's, which a CPU has, are not. A program of its own, for its processes die.
 """
 
+import os
 import sys
 import time
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 
 import train.step
 from train.__main__ import main
 from train.ending import end_process
+
+ERRORS = {
+    "device": OSError(5, "Input/output error", "a device that is gone"),
+    "memory": torch.OutOfMemoryError("CUDA out of memory"),
+}
 
 
 def wait_for_others(*_: Any) -> NoReturn:
@@ -27,7 +34,7 @@ def fail_in_second(step: Any) -> Any:
         nonlocal taken
         taken += 1
         if taken == 2 and dist.get_rank() == 1:
-            raise OSError(5, "Input/output error", "a device that is gone")
+            raise ERRORS[os.environ["FAILS_WITH"]]
         return step(*args)
 
     return take
