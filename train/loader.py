@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -154,7 +155,7 @@ class _Processes:
                 answer = link.recv()
             except (EOFError, OSError):
                 raise self._died(process) from None
-            if isinstance(answer, InputError):
+            if isinstance(answer, Exception):
                 raise answer
             reports.append(answer)
         return reports
@@ -206,9 +207,12 @@ def _work(
                     buffers.append(BatchBuffer(reduction.recv_handle(link), num_bytes))
                 case ("fill", step, number):
                     try:
-                        answer: Report | InputError = filler.fill(step, buffers[number].array())
+                        answer: Report | Exception = filler.fill(step, buffers[number].array())
                     except InputError as error:
                         answer = InputError(str(error))
+                    except Exception as error:  # as its text: not every error comes out of a pickle as it went in
+                        traceback.print_exc()
+                        answer = RuntimeError(f"a loader process failed: {type(error).__name__}: {error}")
                     link.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass

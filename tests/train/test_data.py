@@ -320,6 +320,12 @@ def test_a_worker_that_is_killed_is_told_and_nothing_hangs(cache):
             pass
 
 
+def test_a_defect_in_a_loader_process_is_told_with_its_error(cache):
+    broken = dataclasses.replace(loader_job(cache), caption_dropout=None)
+    with pytest.raises(RuntimeError, match="a loader process failed: TypeError: .*NoneType"):
+        next(load_batches(broken, range(9), num_workers=1, pin_memory=False))
+
+
 def test_latents_of_other_channels_than_the_provenance_are_refused(tmp_path):
     cache = write_cache(tmp_path / "cache", {Bucket(2, 32, 32): 2}, latent_channels=3)
     with pytest.raises(InputError, match=r"shape \(3, 2, 4, 4\), expected \(4, 2, 4, 4\)"):
