@@ -109,19 +109,29 @@ def _cache_that_is(config: PreprocessConfig) -> Cache:
     return Cache.open(config.output) if store.size(DATASET_FILE) is not None else Cache(store, {}, FORMAT_VERSION)
 
 
-def dry_run(
-    work: Work, config: PreprocessConfig, provenance: Provenance, tally: Tally | None = None, *, num_gpus: int = 0
-) -> str:
-    """Returns a table of what would be encoded: clips, samples, shards, bytes and GPU hours by bucket, and refusals.
+def planned_bytes(work: Work, config: PreprocessConfig, provenance: Provenance) -> int:
+    """Returns the bytes that a job writes at most: before compression, every caption as long as it may be."""
+    return sum(row.num_bytes for row in _rows(work, config, provenance))
+
+
+def shortage(num_bytes: int, free_bytes: int | None, place: str) -> str | None:
+    """Returns a note for people if the disk may not hold what a job writes; compression often makes it do.
 
     Args:
-        work: What is to be done.
-        config: The job's options, resolved.
-        provenance: Of the cache, or what planning needs of it.
-        tally: Rows of the manifest and clips that were refused, or could not be looked at, before there was a plan.
-        num_gpus: Of the cluster.
+        num_bytes: See :func:`planned_bytes`.
+        free_bytes: On the disk; None if the cache lies elsewhere.
+        place: The cache.
     """
-    tally = tally or Tally()
+    if free_bytes is None or free_bytes >= num_bytes:
+        return None
+    return (
+        f"note: up to {num_bytes:,} bytes may be written, and {place} has {free_bytes:,} free: make room there, or "
+        "take smaller codecs (docs/codecs.md); what is committed stays if the disk is full"
+    )
+
+
+def _rows(work: Work, config: PreprocessConfig, provenance: Provenance) -> list["_Row"]:
+    """Returns the lines of the table."""
     text_rate = t5_rate(provenance[config.text_stream]["text_channels"])
     max_tokens = provenance[config.text_stream]["max_tokens"]
     a_text = text_bytes(config, provenance)
@@ -146,12 +156,40 @@ def dry_run(
             rows.append(
                 _Row(name, None, num_samples or num_texts, len(tasks), num_texts * a_text, text_hours(num_texts))
             )
+    return rows
+
+
+def dry_run(
+    work: Work,
+    config: PreprocessConfig,
+    provenance: Provenance,
+    tally: Tally | None = None,
+    *,
+    num_gpus: int = 0,
+    free_bytes: int | None = None,
+) -> str:
+    """Returns a table of what would be encoded: clips, samples, shards, bytes and GPU hours by bucket, and refusals.
+
+    Args:
+        work: What is to be done.
+        config: The job's options, resolved.
+        provenance: Of the cache, or what planning needs of it.
+        tally: Rows of the manifest and clips that were refused, or could not be looked at, before there was a plan.
+        num_gpus: Of the cluster.
+        free_bytes: On the disk of the cache; None if it lies elsewhere.
+    """
+    tally = tally or Tally()
+    rows = _rows(work, config, provenance)
+    max_tokens = provenance[config.text_stream]["max_tokens"]
     lines = _table([*rows, *_total(rows)])
     if rows:
         lines.append(f"Bytes before compression, every caption of {max_tokens} tokens: at most. {_hours(num_gpus)}")
     else:
         lines.append("Nothing to encode.")
     lines.append(f"Samples already in the cache: {work.num_committed:,}")
+    if free_bytes is not None and rows:
+        short = ": that may not be enough" * (free_bytes < sum(row.num_bytes for row in rows))
+        lines.append(f"Bytes free where the cache lies: {free_bytes:,}{short}")
     if work.num_refused_before:
         lines.append(f"Samples refused by an earlier run: {work.num_refused_before:,}")
     if work.stale:

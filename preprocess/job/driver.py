@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 from preprocess.config import PreprocessConfig
-from preprocess.dry_run import cache_to_plan, check_sizes, dry_run
+from preprocess.dry_run import cache_to_plan, check_sizes, dry_run, planned_bytes, shortage
 from preprocess.events import Ended, Planned, Started
 from preprocess.job import cluster
 from preprocess.job.dashboard import Dashboard
@@ -36,6 +37,7 @@ from shared.clips.plan import ShardTasks
 from shared.clips.probes import Probes, ProbeTasks
 from shared.errors import InputError
 from shared.media.manifest import read_manifest
+from shared.stores.files import free_bytes
 from shared.stores.open import open_store
 
 _REFUSALS_AT_ONCE = 50_000
@@ -111,7 +113,23 @@ class _Job:
         self._probe(probes, tasks, None)
         work = self._plan(probes, cache)
         self._tally.refuse([*self._refused_rows(), *self._refusals])
-        return dry_run(work, self._config, cache.provenance, self._tally, num_gpus=int(cluster.num_gpus()))
+        return dry_run(
+            work,
+            self._config,
+            cache.provenance,
+            self._tally,
+            num_gpus=int(cluster.num_gpus()),
+            free_bytes=self._free_bytes(),
+        )
+
+    def _free_bytes(self) -> int | None:
+        """Returns what is free on the disk of the cache; None if it is in an object store."""
+        return None if "://" in self._config.output else free_bytes(Path(self._config.output))
+
+    def _tell_room(self, work: Work, cache: Cache) -> None:
+        """Says it if the disk may not hold what is planned."""
+        if told := shortage(planned_bytes(work, self._config, cache.provenance), self._free_bytes(), cache.url):
+            print(told, file=sys.stderr)
 
     def run(self) -> JobReport:
         """Probes, plans, encodes. Where nothing is missing, no worker is started."""
@@ -183,9 +201,10 @@ class _Job:
         )
         run.write(SUMMARY_FILE, summary)
         timeline = self._watch.timeline.to_json(now)
-        run.write(TIMELINE_FILE, timeline)
+        if has_workers := bool((drawn := parse(timeline)).workers):
+            run.write(TIMELINE_FILE, timeline)
         run.close()
-        if not (drawn := parse(timeline)).workers:
+        if not has_workers:
             return
         try:
             from preprocess.timeline_plot import draw  # loads matplotlib: not before all else is done
@@ -276,6 +295,7 @@ class _Job:
                 seconds=self._watch.progress.seconds["planning"],
             )
         )
+        self._tell_room(work, cache)
         postponed = [] if pool is None else self._encode_work(pool, work, cache)
         if pool is not None and postponed and probes is not None and not self._watch.told_to_end:
             postponed = self._encode_postponed(pool, probes, cache, postponed)

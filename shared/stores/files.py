@@ -48,17 +48,18 @@ def store_error(error: OSError, *, doing: str, folder: Path, num_bytes: int | No
     reason = _FULL.get(error.errno or 0)
     if reason is not None:
         return StoreFullError(
-            f"{folder}: {reason} ({_free(folder)}) while {doing}; nothing half-written was kept: "
+            f"{folder}: {reason} ({free_bytes(folder):,} bytes free) while {doing}; nothing half-written was kept: "
             "make room there or choose another place, then run again"
         )
     reason = (error.strerror or str(error)).lower()
     return StoreError(f"{folder}: {reason} while {doing}: check that this folder exists, is mounted and may be used")
 
 
-def _free(folder: Path) -> str:
+def free_bytes(folder: Path) -> int:
+    """Returns what is free on the disk of a folder, which need not be there yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return f"{shutil.disk_usage(folder).free:,} bytes free"
+    return shutil.disk_usage(folder).free
 
 
 @contextmanager

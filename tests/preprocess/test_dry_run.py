@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.config import PreprocessConfig
-from preprocess.dry_run import cache_to_plan, check_sizes, dry_run, planned_provenance
+from preprocess.dry_run import cache_to_plan, check_sizes, dry_run, planned_bytes, planned_provenance, shortage
 from preprocess.tally import Tally
 from preprocess.work import find_work
 from shared.cache.dataset import Cache
@@ -97,7 +97,10 @@ def test_what_was_refused_before_there_was_a_plan_is_said_with_an_example(tmp_pa
     tally = Tally()
     tally.refuse(Refusal(source=f"{name}.mp4", reason="missing", detail=f"no file {name}.mp4") for name in "xy")
     tally.leave("throttled", example="z.mp4: the store is busy")
-    lines = dry_run(work, config, cache.provenance, tally, num_gpus=8).splitlines()
+    needed = planned_bytes(work, config, cache.provenance)
+    lines = dry_run(work, config, cache.provenance, tally, num_gpus=8, free_bytes=needed).splitlines()
+    assert f"Bytes free where the cache lies: {needed:,}" in lines
+    assert sum(int(row.split()[4].replace(",", "")) for row in lines[1:3]) == needed
     assert lines[lines.index("Refused, missing: 2, e.g. x.mp4: no file x.mp4") :] == [
         "Refused, missing: 2, e.g. x.mp4: no file x.mp4",
         "Refused, too_short: 1, e.g. short: 3 frames: bucket 4x64x64 takes 4",
@@ -105,6 +108,14 @@ def test_what_was_refused_before_there_was_a_plan_is_said_with_an_example(tmp_pa
         "Not looked at, throttled: 1, e.g. z.mp4: the store is busy",
     ]
     assert any(line.endswith("Hours of one H200; the cluster has 8 GPUs.") for line in lines)
+
+
+def test_a_disk_that_may_be_too_small_is_told() -> None:
+    assert shortage(1000, 1000, "/cache") is None
+    assert shortage(1000, None, "s3://bucket/cache") is None
+    told = shortage(153_000, 999, "/cache")
+    assert told is not None
+    assert told.startswith("note: up to 153,000 bytes may be written, and /cache has 999 free: make room there")
 
 
 def test_shared_texts_are_counted_once(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_a_second_run_encodes_nothing(
     newest = max((cache / "runs").iterdir())
     events = [json.loads(line)["event"] for line in (newest / "events-00000.jsonl").read_text().splitlines()]
     assert events == ["started", "planned", "ended"], "no worker is started for nothing"
+    assert {path.name for path in newest.iterdir()} == {"events-00000.jsonl", "summary.json"}, "an empty timeline"
 
 
 def test_a_killed_job_resumes_without_encoding_anything_twice(
