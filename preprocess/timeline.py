@@ -290,7 +290,7 @@ def _parse_worker(value: dict[str, Any], width: float) -> DrawnWorker:
 class TimelineOptions:
     """Draw when the workers of a job were busy."""
 
-    cache: Annotated[str, tyro.conf.Positional]
+    cache: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CACHE")]
     """The cache: a folder, or s3://bucket/prefix, gs:// or az://."""
     run: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The run, a name below runs/. Without it: the newest that has a timeline."""

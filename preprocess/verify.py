@@ -37,13 +37,13 @@ class VerifyConfig:
     Exit code 0: all is well (leftovers and superseded shards are named as notes); 1: a fault was found; 2: not a cache.
     """
 
-    cache: Annotated[str, tyro.conf.Positional]
+    cache: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CACHE")]
     """The cache: a folder, or s3://bucket/prefix, gs:// or az://."""
     sample: Annotated[str | None, tyro.conf.arg(metavar="N|P%")] = None
     """Read only so many of the shards, e.g. 20 or 1%, chosen by chance. The index is checked whole in any case."""
     seed: int = 0
     """Of that choice: another one reads other shards."""
-    clips: str | None = None
+    clips: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|URL")] = None
     """The folder or URL from which the manifest's paths are taken. Without it, the one that the job recorded."""
     decode: int = 3
     """Latents to decode back to video, spread over the cache. 0: none, and no model is loaded."""

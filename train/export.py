@@ -26,9 +26,9 @@ class ExportConfig:
     Of a run with --lora-rank, the additions are merged into the weights, and written as a peft adapter too.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     """A new folder: model.safetensors, of STDiT3 config.json too, of additions the folder adapter."""
     ema: bool = True
     """Take the moving average of the weights, or the weights themselves."""

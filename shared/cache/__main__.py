@@ -15,9 +15,9 @@ from shared.wording import counted
 class Convert:
     """Copy a cache into the other container, or from or to an object store; run again, it goes on where it was."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """The cache's folder or URL; also of format version 1."""
-    target: tyro.conf.Positional[str]
+    target: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TARGET")]
     """A new folder or URL."""
     container: Container
     """Of the new shards: WebDataset tars, or Zarr v3 groups in zip files."""
@@ -38,9 +38,9 @@ class Convert:
 class Compact:
     """Merge small shards into large ones and the index into one snapshot. Jobs and readers may be at work."""
 
-    cache: tyro.conf.Positional[str]
+    cache: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CACHE")]
     """The cache's folder or URL."""
-    shard_bytes: str = "1GB"
+    shard_bytes: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "1GB"
     """Size of a merged shard at most, such as 256MB. Shards above a quarter of it stay as they are."""
     debug: bool = False
     """Show tracebacks of user errors."""
@@ -58,9 +58,9 @@ class Compact:
 class Gc:
     """Delete what no reader needs: orphans, what compaction left over, temporary files. Jobs may be at work."""
 
-    cache: tyro.conf.Positional[str]
+    cache: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CACHE")]
     """The cache's folder or URL."""
-    older_than: str = "24h"
+    older_than: Annotated[str, tyro.conf.arg(metavar="AGE")] = "24h"
     """Nothing younger is deleted, nor what a reader needs that opened the cache since: longer than any job or run
     takes from reading the index to its end. Such as 90m, 24h, 7d."""
     dry_run: bool = False
@@ -81,9 +81,9 @@ class Gc:
 class Urls:
     """Print the committed shards with samples, one a line, for other readers such as webdataset."""
 
-    cache: tyro.conf.Positional[str]
+    cache: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CACHE")]
     """The cache's folder or URL."""
-    bucket: str | None = None
+    bucket: Annotated[str | None, tyro.conf.arg(metavar="TxHxW")] = None
     """Only of this bucket, FRAMESxHEIGHTxWIDTH."""
     json: bool = False
     """A line of JSON a shard, with its samples and bytes."""
@@ -111,9 +111,9 @@ class Urls:
 class Refused:
     """Print the ledger: clips and rows of manifests that could not be encoded, one a line, each with its reason."""
 
-    cache: tyro.conf.Positional[str]
+    cache: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CACHE")]
     """The cache's folder or URL."""
-    reason: str | None = None
+    reason: Annotated[str | None, tyro.conf.arg(metavar="REASON")] = None
     """Only of this reason, e.g. missing."""
     json: bool = False
     """A line of JSON each, with the file's version, and bucket and sample where they apply."""

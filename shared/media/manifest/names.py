@@ -108,4 +108,6 @@ class Roles:
         for ours, theirs in (("path", self.path), *(("text", name) for name in self.texts)):
             if theirs not in names:
                 advice = f"name it by --columns NAME={ours}"
+                if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
+                    advice = f"its header has {mark!r} where a CSV has commas: write it with commas"
                 raise InputError(f"manifest {manifest}: no column {ours!r}: found {found}: {advice}")

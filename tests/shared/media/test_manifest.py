@@ -82,6 +82,7 @@ def test_rows_without_path_or_caption_are_refused_one_by_one(tmp_path: Path) -> 
     [
         ("file,text\na,b\n", "no column 'path': found file, text: name it by --columns NAME=path"),
         ("", "no column 'path'"),
+        ("path;text\na.mp4;b\n", "found path;text: its header has ';' where a CSV has commas: write it with commas"),
         ("path,text\na.mp4,one, two\n", "row 1 has 3 fields: expected 2: quote its commas"),
         ('path,text\na.mp4,"one\n', "not readable as UTF-8 CSV"),
     ],
