@@ -203,11 +203,13 @@ def _adamw() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _encoders() -> Iterator[tuple[str, Callable[[], Any]]]:
-    from shared.encoders import fast_vae_kernels, t5_kernels
+    from shared.encoders import fast_vae_kernels, gated_product_kernels, t5_kernels
 
     tokens, width, inner, heads, head_width, reach = 4099, 4096, 10240, 64, 64, 120
     hidden = _empty(tokens, width)
     yield "T5, norm", lambda: t5_kernels.rms_norm(hidden, _empty(width), 1e-6)
+    gated = gated_product_kernels.GatedWeights([_empty(2 * inner, width)], programs=132)
+    yield "T5, product with GELU", lambda: gated.of_pass(tokens)(0, hidden, _empty(width), 1e-6)
     yield "T5, GELU", lambda: t5_kernels.gated_gelu(_empty(tokens, 2 * inner))
     whole, tiles = _empty(tokens, dtype=torch.int32), _empty(67, dtype=torch.int32)
     yield (
