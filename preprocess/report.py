@@ -30,6 +30,7 @@ _OF_BUCKETS = frozenset({"too_short", "too_small"})
 _MENDABLE = frozenset({"missing", "not_readable", "not_a_file", "empty", "no_caption_left"})
 _MOST_CAUSES = 8
 _MOST_SHOWN = 160
+_CUT = " ... "
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +234,10 @@ def shown(refusal: "Refusal") -> str:
 
 def _cut(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= _MOST_SHOWN else f"{line[: _MOST_SHOWN - 3]}..."
+    if len(line) <= _MOST_SHOWN:
+        return line
+    half = (_MOST_SHOWN - len(_CUT)) // 2  # names of files come first, what is wrong with them last
+    return f"{line[:half]}{_CUT}{line[-half:]}"
 
 
 def _causes(counted: Sequence[tuple[str, int]]) -> Iterator[tuple[str, str]]:

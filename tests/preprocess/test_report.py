@@ -156,6 +156,7 @@ def test_each_reason_has_an_example_and_what_to_do() -> None:
     ]
     assert "--buckets" in examples[7]
     assert max(map(len, examples)) < 200
+    assert examples[6].endswith("xxx: found that"), "the middle is cut out, not what was found"
     assert "secret" not in text
 
 
