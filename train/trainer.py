@@ -48,7 +48,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     ranks.agree(lambda: prepare_source(config, ranks))
     run = ranks.agree(lambda: check_run(config, ranks))
     require_same_index(run.index, ranks)
-    fitted = ranks.agree(lambda: _fit(run, ranks))
+    fitted = _fit(run, ranks)
     trainer = Trainer(fitted, ranks)
     ranks.agree(lambda: begin_run(run) if ranks.is_first else None)
     first_step = trainer.checkpointer.restore_newest()
@@ -104,19 +104,23 @@ def _require_steps_left(first_step: int, config: TrainConfig) -> None:
 
 
 def _fit(run: CheckedRun, ranks: Ranks) -> CheckedRun:
-    """Returns a run whose checkpointing is decided, the same on all ranks.
+    """Returns a run whose checkpointing is decided, the same on all ranks, which all call it.
 
     Raises:
         InputError: if the largest bucket does not fit on this rank's device.
     """
-    device_bytes = device_memory(run.config.parallel.device_memory_gib, ranks.device)
+    device_bytes = ranks.agree(lambda: device_memory(run.config.parallel.device_memory_gib, ranks.device))
     least = ranks.gather(device_bytes)
     smallest = None if device_bytes is None else min(each for each in least if each is not None)
-    fitted = fit_checkpointing(run, ranks.world_size, smallest)
-    if device_bytes is not None:
-        (largest,) = largest_buckets(fitted, 1)
-        require_memory(plan_bucket(fitted, largest, ranks.world_size), device_bytes)
-    return fitted
+
+    def fit() -> CheckedRun:
+        fitted = fit_checkpointing(run, ranks.world_size, smallest)
+        if device_bytes is not None:
+            (largest,) = largest_buckets(fitted, 1)
+            require_memory(plan_bucket(fitted, largest, ranks.world_size), device_bytes)
+        return fitted
+
+    return ranks.agree(fit)
 
 
 class Trainer:

@@ -18,6 +18,7 @@ from shared.errors import InputError
 from shared.spec import Bucket
 from tests.conftest import CLIPS
 from tests.train.synthetic_cache import write_cache
+from train import trainer as train_module
 from train.batches import open_batches
 from train.checkpoint_files import WEIGHTS_FILE, list_checkpoints
 from train.config import TrainConfig
@@ -119,22 +120,23 @@ def a_sample_that_one_rank_cannot_read_is_told_once(ranks: Ranks, folder: Path) 
 
 def an_error_of_one_rank_ends_all_and_is_told_by_the_first(ranks: Ranks, folder: Path) -> None:
     config = config_for(ranks, folder, broken=0)
-    told = io.StringIO()
 
     def gone(*_: Any) -> NoReturn:
-        raise OSError(5, "Input/output error", "a shard")
+        raise OSError(5, "Input/output error", "a device")
 
-    with pytest.MonkeyPatch.context() as patch, redirect_stderr(told):
-        if ranks.rank == 1:
-            patch.setattr(FolderReader, "checked", gone)
-        with pytest.raises(SystemExit if ranks.is_first else OSError) as raised:
-            train(config, ranks)
-    assert ranks.ends_alone
-    ranks.ends_alone = False
-    if ranks.is_first:
-        assert isinstance(raised.value, SystemExit)
-        assert raised.value.code == 1
-        assert "error: rank 1 failed: OSError: [Errno 5] Input/output error: 'a shard'" in told.getvalue()
+    for owner, name in ((FolderReader, "checked"), (train_module, "device_memory")):
+        told = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stderr(told):
+            if ranks.rank == 1:
+                patch.setattr(owner, name, gone)
+            with pytest.raises(SystemExit if ranks.is_first else OSError) as raised:
+                train(config.changed(output=folder / name), ranks)
+        assert ranks.ends_alone
+        ranks.ends_alone = False
+        if ranks.is_first:
+            assert isinstance(raised.value, SystemExit)
+            assert raised.value.code == 1
+            assert "error: rank 1 failed: OSError: [Errno 5] Input/output error: 'a device'" in told.getvalue()
 
 
 def every_rank_waits_for_the_slowest_ones_batch(ranks: Ranks, folder: Path) -> None:
