@@ -132,8 +132,8 @@ def test_blocks_that_stand_for_more_do_what_those_of_the_whole_model_do_that_com
         bench.close()
         return str(bench.recomputation)
 
-    assert chosen(0.89, None) == "attention in 2 blocks, selective in the others"
-    assert chosen(0.89, 2) == "attention"  # where two blocks by themselves would keep everything
+    assert chosen(1.57, None) == "attention in 2 blocks, selective in the others"
+    assert chosen(1.57, 2) == "attention"  # where two blocks by themselves would keep everything
     assert chosen(2, 2) == "none"
 
 

@@ -9,6 +9,7 @@ from train.benchmark.variants import (
     FUSED_FLOAT8,
     FUSED_FLOAT8_GRAPHS,
     FUSED_GRAPHS,
+    FUSED_PLAIN_PRODUCTS,
     PLAIN,
     Variant,
 )
@@ -98,6 +99,7 @@ _EACH_PART = (
     *_plain_with_each("modulation", "time", "captions", "gelu", "linear"),
     FUSED,
     FUSED_CUDNN,
+    FUSED_PLAIN_PRODUCTS,
     FUSED_GRAPHS,
     FUSED_FLOAT8,
     FUSED_FLOAT8_GRAPHS,

@@ -42,6 +42,10 @@ FUSED = Variant(name="ours", kernels=KERNELS, backend=None)
 """As the trainer runs."""
 FUSED_CUDNN = Variant(name="ours, cuDNN attention", kernels=KERNELS, backend="cudnn")
 """The same without FlashAttention 3."""
+FUSED_PLAIN_PRODUCTS = Variant(
+    name="ours, PyTorch's products", kernels=tuple(name for name in KERNELS if name != "products"), backend=None
+)
+"""The same with the algorithms that PyTorch chooses for products."""
 FUSED_FLOAT8 = Variant(name="ours, FP8 products", kernels=KERNELS, backend=None, float8=True)
 """With ``--products float8``. MFU is of the bfloat16 peak, here too."""
 FUSED_GRAPHS = Variant(name="ours, CUDA graphs", kernels=KERNELS, backend=None, graphs=True)

@@ -3,8 +3,9 @@
 
 PyTorch's sum over as few columns as a layer is wide moves half of what an H100's memory can (1.3 TB/s), and a block has
 as many such sums as linear layers. Where a GELU follows, the product goes without its bias: the GELU's kernel adds it,
-and sums its gradient on the way back, so that no pass over memory is made for it. Products are PyTorch's, here as
-elsewhere; each layer is one node of the graph, in which PyTorch has four or five.
+and sums its gradient on the way back, so that no pass over memory is made for it. Products are PyTorch's, large ones by
+an algorithm of our choice (:mod:`train.ops.products`); each layer is one node of the graph, in which PyTorch has four
+or five.
 
 Letters: I inputs, O outputs.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from train.ops.gelu import bias_gelu
 from train.ops.launching import entry
+from train.ops.products import linear_product, product
 from train.ops.reference import Kernel, kernel_wanted
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -53,7 +55,7 @@ def _keep(ctx: Any, x_shape: torch.Size, rows: Tensor, weight: Tensor, *others: 
 def _grads(ctx: Any, product_grad: Tensor, rows: Tensor, weight: Tensor, bias_grad: Tensor | None) -> Grads:
     of_x, of_weight, _ = ctx.needs_input_grad
     return (
-        product_grad.mm(weight).view(ctx.x_shape) if of_x else None,
+        product(product_grad, weight).view(ctx.x_shape) if of_x else None,
         product_grad.t().mm(rows) if of_weight else None,
         bias_grad,
     )
@@ -64,7 +66,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         shape, rows = x.shape, _rows(x)
         _keep(ctx, shape, rows, weight)
-        return F.linear(rows, weight, bias).view(*shape[:-1], -1)
+        return linear_product(rows, weight, bias).view(*shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
@@ -77,15 +79,15 @@ class _LinearGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         shape, rows = x.shape, _rows(x)
-        product = F.linear(rows, weight)
-        _keep(ctx, shape, rows, weight, bias, product)
-        out: Tensor = _gelu().forward(product, bias)
+        products = linear_product(rows, weight)
+        _keep(ctx, shape, rows, weight, bias, products)
+        out: Tensor = _gelu().forward(products, bias)
         return out.view(*shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        rows, weight, bias, product = ctx.saved_tensors
-        product_grad, bias_grad = _gelu().backward(_rows(grad).contiguous(), product, bias)
+        rows, weight, bias, products = ctx.saved_tensors
+        product_grad, bias_grad = _gelu().backward(_rows(grad).contiguous(), products, bias)
         return _grads(ctx, product_grad, rows, weight, bias_grad)
 
 

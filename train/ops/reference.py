@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Kernel = Literal["modulation", "time", "captions", "gelu", "linear", "qk_norm"]
+Kernel = Literal["modulation", "time", "captions", "gelu", "linear", "products", "qk_norm"]
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+"""``products`` is no kernel of ours, but which of cuBLASLt's runs in ``linear`` and ``gelu``."""
 
 _left_out: frozenset[Kernel] = frozenset()
 

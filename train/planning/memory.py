@@ -17,10 +17,10 @@ LIVE_ELEMENTS = 1_000_000_000
 """DeepSpeed's ``stage3_max_live_parameters``: weights that stage 3 keeps together."""
 WORKSPACE_BYTES = 64 * 2**20
 """What libraries keep for themselves inside PyTorch's allocator: the workspaces of cuBLAS."""
-OUTSIDE_BYTES = 700 * 2**20
+OUTSIDE_BYTES = 1400 * 2**20
 """What lies outside of PyTorch's allocator: the CUDA context, kernels, NCCL's buffers."""
-FRAGMENTATION = 0.04
-"""Share of what PyTorch allocated that its allocator holds besides."""
+FRAGMENTATION = 0.02
+"""Share of what PyTorch allocated that its allocator holds besides, with segments that grow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
