@@ -29,6 +29,8 @@ _LEAST_ALIGNMENTS = (5, 6, 7, 8)
 _ALIGNMENT = 16
 _TILE, _SPLIT, _SWIZZLE, _CUSTOM, _CLUSTER = 1, 2, 4, 5, 8
 """Attributes of an algorithm."""
+_MOST_WORKSPACE = 256
+"""Bytes: the check asks for 4 where the heuristic asks for none."""
 _OFFERS = 24
 """How many answers of the heuristic are looked at."""
 
@@ -171,8 +173,9 @@ class Product:
         self._operation = library.operation(transposed=transposed, bias=bias)
         checked = _Offer()
         library.call("MatmulAlgoCheck", library.handle, self._operation, *layouts, settings, ctypes.byref(checked))
-        if checked.state or checked.workspace:
+        if checked.state or checked.workspace > _MOST_WORKSPACE:
             raise _RefusedError("not for these sizes")
+        self._workspace = torch.zeros(_MOST_WORKSPACE, dtype=torch.uint8, device=device)
         self._library, self._bias_at = library, ctypes.c_void_p()
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
         self._device = device.index
@@ -183,7 +186,7 @@ class Product:
         self._before = library.handle, self._operation, ctypes.addressof(self._one)
         self._first, self._second, self._result = first, second, result
         self._factor = ctypes.addressof(self._zero)
-        self._after = ctypes.addressof(self._settings), None, 0
+        self._after = ctypes.addressof(self._settings), self._workspace.data_ptr(), _MOST_WORKSPACE
 
     def __call__(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
         """Writes the product of contiguous a and b, and the bias where there is one, into out (M, N)."""

@@ -1,9 +1,19 @@
 """What PyTorch's allocator is told before a run touches a GPU."""
 
-import pytest
-import torch
+import subprocess
+import sys
 
-from train.parallel.ranks import Ranks, let_segments_grow
+import pytest
+
+from train.parallel.ranks import let_segments_grow
+
+JOINS = """
+import torch
+from train.parallel.ranks import join_ranks
+with join_ranks() as ranks:
+    torch.zeros(1, device=ranks.device)
+    print(torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"])
+"""
 
 
 def test_segments_grow_unless_the_user_has_told_the_allocator_anything():
@@ -17,6 +27,7 @@ def test_segments_grow_unless_the_user_has_told_the_allocator_anything():
 
 
 @pytest.mark.gpu
-def test_it_is_told_in_time(ranks: Ranks):
-    torch.zeros(1, device=ranks.device)
-    assert torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]
+def test_it_is_told_in_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    run = subprocess.run([sys.executable, "-c", JOINS], capture_output=True, text=True, check=True)
+    assert run.stdout.split()[-1] == "True"

@@ -18,7 +18,9 @@ LIVE_ELEMENTS = 1_000_000_000
 WORKSPACE_BYTES = 64 * 2**20
 """What libraries keep for themselves inside PyTorch's allocator: the workspaces of cuBLAS."""
 OUTSIDE_BYTES = 1400 * 2**20
-"""What lies outside of PyTorch's allocator: the CUDA context, kernels, NCCL's buffers."""
+"""What lies outside of PyTorch's allocator: the CUDA context and kernels (1.3 GiB found on H100 and H200)."""
+NCCL_BYTES = 1200 * 2**20
+"""What lies there besides with several ranks (1.2 GiB found with two)."""
 FRAGMENTATION = 0.02
 """Share of what PyTorch allocated that its allocator holds besides, with segments that grow."""
 
@@ -42,6 +44,8 @@ class MemoryPlan:
     """Gradients and their copies while the optimiser takes its step."""
     places: int = 0
     """Of the batch that graphs read and the gradients that they write, which stay."""
+    outside: int = OUTSIDE_BYTES
+    """Outside of PyTorch's allocator."""
 
     @property
     def resident(self) -> int:
@@ -56,7 +60,7 @@ class MemoryPlan:
     @property
     def needed(self) -> int:
         """What the device must have."""
-        return int(self.peak * (1 + FRAGMENTATION)) + OUTSIDE_BYTES
+        return int(self.peak * (1 + FRAGMENTATION)) + self.outside
 
 
 def plan_memory(
@@ -84,6 +88,7 @@ def plan_memory(
     shards = world_size if stage >= 1 else 1
     own = -(-num_trained // shards)
     average = 4 * own if optimiser.ema_decay is not None else 0
+    outside = OUTSIDE_BYTES + NCCL_BYTES * (world_size > 1)
     if stage == 0:  # in float32 the weights are their own masters
         masters = 4 * own if width == 2 else 0
         return MemoryPlan(
@@ -94,6 +99,7 @@ def plan_memory(
             reduce_bucket=0,
             working=working,
             update=width * own + masters,
+            outside=outside,
         )
     on_device = parallel.offload == "none"
     weights = width * num_weights
@@ -114,6 +120,7 @@ def plan_memory(
             # gathered before, or now, one bucket after the other, each freeing what it is made of
             update=width * own if sent_meanwhile else width * num_trained + staged + bucket,
             places=width * own + inputs if parallel.cuda_graphs else 0,
+            outside=outside,
         )
     gradients = (4 if optimiser.gradient_accumulation > 1 else width) * own
     return MemoryPlan(
@@ -124,6 +131,7 @@ def plan_memory(
         reduce_bucket=width * (REDUCE_BUCKET_ELEMENTS if stage < 3 else min(num_trained, REDUCE_BUCKET_ELEMENTS)),
         working=working,
         update=2 * gradients + 4 * own if on_device else 0,
+        outside=outside,
     )
 
 
