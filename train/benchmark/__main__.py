@@ -15,6 +15,7 @@ _BENCHMARKS = {
     "online": "train.benchmark.online",
     "kernels": "train.benchmark.kernels",
     "attention": "train.benchmark.attention_kernels",
+    "products": "train.benchmark.products",
 }
 
 
