@@ -175,7 +175,6 @@ class Product:
         library.call("MatmulAlgoCheck", library.handle, self._operation, *layouts, settings, ctypes.byref(checked))
         if checked.state or checked.workspace > _MOST_WORKSPACE:
             raise _RefusedError("not for these sizes")
-        self._workspace = torch.zeros(_MOST_WORKSPACE, dtype=torch.uint8, device=device)
         self._library, self._bias_at = library, ctypes.c_void_p()
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
         self._device = device.index
@@ -186,7 +185,7 @@ class Product:
         self._before = library.handle, self._operation, ctypes.addressof(self._one)
         self._first, self._second, self._result = first, second, result
         self._factor = ctypes.addressof(self._zero)
-        self._after = ctypes.addressof(self._settings), self._workspace.data_ptr(), _MOST_WORKSPACE
+        self._after = ctypes.addressof(self._settings), _workspace(device).data_ptr(), _MOST_WORKSPACE
 
     def __call__(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
         """Writes the product of contiguous a and b, and the bias where there is one, into out (M, N)."""
@@ -215,6 +214,12 @@ class Product:
 @cache
 def _library(_device: torch.device) -> _Library:
     return _Library()
+
+
+@cache
+def _workspace(device: torch.device) -> Tensor:
+    """Stays as long as the process: recorded graphs hold its address."""
+    return torch.zeros(_MOST_WORKSPACE, dtype=torch.uint8, device=device)
 
 
 @lru_cache(maxsize=1024)

@@ -18,10 +18,14 @@ def end_process(main: Callable[[], int]) -> NoReturn:
         code = main()
     except SystemExit as ended:  # of the command line's parser, and of ranks that leave after the first has said why
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # whoever reads them may be gone
+        os._exit(code)

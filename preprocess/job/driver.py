@@ -123,8 +123,13 @@ class _Job:
         )
 
     def _free_bytes(self) -> int | None:
-        """Returns what is free on the disk of the cache; None if it is in an object store."""
-        return None if "://" in self._config.output else free_bytes(Path(self._config.output))
+        """Returns what is free on the disk of the cache; None if it is in an object store, or the disk does not say."""
+        if "://" in self._config.output:
+            return None
+        try:
+            return free_bytes(Path(self._config.output))
+        except OSError:  # it is only told
+            return None
 
     def _tell_room(self, work: Work, cache: Cache) -> None:
         """Says it if the disk may not hold what is planned."""

@@ -46,6 +46,9 @@ def _try(a: Tensor, b: Tensor, N: int, bias: Tensor | None, *, transposed: bool)
     if not (a.is_cuda and kernel_wanted("products", a) and launches_directly(a)):
         return None
     M, K = a.shape
+    fits = b.shape == ((N, K) if transposed else (K, N)) and (bias is None or bias.shape == (N,))
+    if not fits or b.device != a.device or a.device.index != torch.cuda.current_device():
+        return None  # PyTorch says what is wrong, or computes elsewhere
     found = _found(a.device, (M, K, N), transposed, bias is not None)
     if found is None or not (may_multiply(a, b) and (bias is None or may_multiply(bias))):
         return None

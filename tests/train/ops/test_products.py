@@ -48,6 +48,15 @@ def test_no_bit_of_a_product_differs(sizes: tuple[int, int, int], monkeypatch: p
 
 
 @pytest.mark.gpu
+def test_matrices_that_do_not_fit_are_refused_as_pytorch_refuses_them() -> None:
+    a, narrow = (torch.zeros(32768, width, device="cuda").bfloat16() for width in (1152, 1024))
+    weight, bias = torch.zeros(1152, 1152, device="cuda").bfloat16(), torch.zeros(1024, device="cuda").bfloat16()
+    for wrong in (lambda: product(narrow, weight), lambda: linear_product(a, weight, bias)):
+        with pytest.raises(RuntimeError, match=r"must match|cannot be multiplied|size"):
+            wrong()
+
+
+@pytest.mark.gpu
 def test_rows_that_begin_anywhere_are_taken() -> None:
     whole = torch.randn(32769 * 1152 + 1, device="cuda").bfloat16()
     weight = torch.randn(1152, 1152, device="cuda").bfloat16()
