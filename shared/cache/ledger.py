@@ -12,6 +12,7 @@ from shared.cache.fragments import fragment_bytes
 from shared.cache.identity import ledger_id
 from shared.cache.schema import LEDGER
 from shared.errors import InputError
+from shared.redaction import without_credentials
 from shared.stores.store import Store
 
 _SHOWN = ("reason", "source", "detail")
@@ -47,7 +48,8 @@ def ledger_lines(ledger: pa.Table, reason: str | None = None, *, as_json: bool =
     Args:
         ledger: See ``Cache.read_ledger``.
         reason: Only refusals for this one.
-        as_json: Lines of JSON without what does not apply; else reason, source and detail with tabs between them.
+        as_json: Lines of JSON without what does not apply, with sources as the manifest has them; else reason, source
+            and detail with tabs between them, without credentials.
 
     Raises:
         InputError: if the ledger has others, and none for this reason.
@@ -63,4 +65,4 @@ def ledger_lines(ledger: pa.Table, reason: str | None = None, *, as_json: bool =
     if as_json:
         made = ({name: value for name, value in row.items() if value is not None} for row in rows)
         return [json.dumps(row, ensure_ascii=False) for row in made]
-    return ["\t".join(" ".join(row[name].split()) for name in _SHOWN) for row in rows]
+    return ["\t".join(" ".join(without_credentials(row[name]).split()) for name in _SHOWN) for row in rows]

@@ -32,3 +32,10 @@ def test_the_ledger_is_printed_a_line_a_refusal_whatever_names_hold(cache: Cache
 
 def test_a_cache_of_which_nothing_was_refused_has_no_lines(cache: Cache) -> None:
     assert ledger_lines(cache.read_ledger()) == ledger_lines(cache.read_ledger(), "missing") == []
+
+
+def test_what_people_read_has_no_credentials(cache: Cache) -> None:
+    source = "https://user:secret@host/a.mp4?X-Signature=key"
+    write_ledger(cache.store, [Refusal(source=source, reason="missing", detail=f"{source}: 404")])
+    (line,) = ledger_lines(cache.read_ledger())
+    assert line == "missing\thttps://host/a.mp4\thttps://host/a.mp4: 404"
