@@ -2,7 +2,7 @@
 
 Under steady load Hopper runs at its limit of power, and lowers its clock for what draws more. cuBLASLt's heuristic,
 whose first answer is what PyTorch takes, does not know of that. Other algorithms that it has do more then
-(docs/performance_notes.md has the figures). Those used here sum in the same order, so that no bit of a result differs.
+(docs/training_speed.md has the figures). Those used here sum in the same order, so that no bit of a result differs.
 
 The library is the one that PyTorch has loaded, called through ctypes as its manual says (cuBLAS 13, "Using the cuBLASLt
 API"). Where it is of another version, or offers no such algorithm, nothing is found, and the product is PyTorch's.
