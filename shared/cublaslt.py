@@ -11,6 +11,7 @@ Letters: M rows, K inner size, N columns.
 """
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -140,6 +141,8 @@ class _Library:
 class Product:
     """The product of matrices of one size, by one algorithm. Its descriptions live as long as the process.
 
+    Threads may share it: a bias is part of the description, which one thread at a time sets and launches with.
+
     Args:
         device: Whose.
         sizes: M, K and N.
@@ -175,7 +178,7 @@ class Product:
         library.call("MatmulAlgoCheck", library.handle, self._operation, *layouts, settings, ctypes.byref(checked))
         if checked.state or checked.workspace > _MOST_WORKSPACE:
             raise _RefusedError("not for these sizes")
-        self._library, self._bias_at = library, ctypes.c_void_p()
+        self._library, self._bias_at, self._bias_turn = library, ctypes.c_void_p(), threading.Lock()
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
         self._device = device.index
         self._stream_of = torch._C._cuda_getCurrentRawStream
@@ -189,11 +192,19 @@ class Product:
 
     def __call__(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
         """Writes the product of contiguous a and b, and the bias where there is one, into out (M, N)."""
-        if bias is not None:
-            self._bias_at.value = bias.data_ptr()
-            self._library.set("MatmulDesc", self._operation, _BIAS, self._bias_at)  # type: ignore[arg-type]
+        if bias is None:
+            status = self._launch(a, b, out)
+        else:
+            with self._bias_turn:
+                self._bias_at.value = bias.data_ptr()
+                self._library.set("MatmulDesc", self._operation, _BIAS, self._bias_at)  # type: ignore[arg-type]
+                status = self._launch(a, b, out)
+        if status:
+            raise RuntimeError(f"cublasLtMatmul of {tuple(a.shape)} and {tuple(b.shape)}: status {status}")
+
+    def _launch(self, a: Tensor, b: Tensor, out: Tensor) -> int:
         at = out.data_ptr()
-        status = self._matmul(
+        return self._matmul(
             *self._before,
             b.data_ptr(),
             self._first,
@@ -207,8 +218,10 @@ class Product:
             *self._after,
             self._stream_of(self._device),
         )
-        if status:
-            raise RuntimeError(f"cublasLtMatmul of {tuple(a.shape)} and {tuple(b.shape)}: status {status}")
+
+
+_BUILDING = threading.Lock()
+"""One thread at a time, so that there is one library and one workspace a device."""
 
 
 @cache
@@ -233,7 +246,8 @@ def find_product(
 ) -> Product | None:
     """Returns the :class:`Product`, or None where the library does not have it for these sizes."""
     try:
-        return Product(device, sizes, algorithm, transposed=transposed, bias=bias)
+        with _BUILDING:
+            return Product(device, sizes, algorithm, transposed=transposed, bias=bias)
     except _RefusedError:
         return None
 
