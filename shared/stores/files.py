@@ -114,10 +114,18 @@ def create_file(path: Path) -> BinaryIO:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Lets whom the umask lets read a file, which a library wrote for its owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    """Lets whom a new file in its folder lets read this one, which a library wrote for its owner alone.
+
+    The mode is that of a file made for the purpose: to read the umask would be to set it, for all threads. Where files
+    have no modes that could be changed, as on some mounts, it stays as it is.
+    """
+    new = temporary_path(path.parent)
+    with suppress(OSError):
+        try:
+            new.touch(exist_ok=False)
+            path.chmod(new.stat().st_mode & 0o777)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def sync_file(file: BinaryIO) -> None:

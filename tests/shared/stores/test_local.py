@@ -209,3 +209,26 @@ def test_a_child_forked_while_a_thread_opens_a_file_reads_on(tmp_path: Path) -> 
         assert process.exitcode == 0
     finally:
         process.kill()
+
+
+def test_a_file_gets_the_mode_of_a_new_one_without_the_umask_being_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (usual := tmp_path / "usual").touch()
+    own = tmp_path / "own"
+    own.touch(mode=0o600)
+    monkeypatch.setattr(os, "umask", None)
+    files.give_usual_mode(own)
+    assert own.stat().st_mode == usual.stat().st_mode != 0o100600
+    assert sorted(tmp_path.iterdir()) == [own, usual]
+
+
+def test_a_file_stays_where_its_mode_cannot_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    own = tmp_path / "own"
+    own.touch(mode=0o600)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    files.give_usual_mode(own)
+    assert list(tmp_path.iterdir()) == [own]
