@@ -48,6 +48,8 @@ class StandIn:
         """Queries, keys, values and output of each call."""
         self.written: list[tuple[Tensor, ...]] = []
         """Gradients of queries, keys and values of each call."""
+        self.by_cudnn: list[tuple[Tensor, ...]] = []
+        """Queries, keys, values and output of each call of cuDNN's forward pass."""
 
     def forward(self, q, k, v, out, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=None, **_):
         self._require_neighbours(q, k, v, out)
@@ -57,6 +59,16 @@ class StandIn:
             out[queries], one = plain(q[queries], k[keys], v[keys], softmax_scale)
             sums[..., queries[-1]] = one
         return out, sums, q.new_empty(0), q.new_empty(0)
+
+    def cudnn(self, query, key, value, bias, compute_log_sumexp, *_, **__):
+        """Of (B, H, N, D), with an output in the order in memory of the queries, as PyTorch allocates it for cuDNN."""
+        assert bias is None
+        assert compute_log_sumexp
+        out, sums = plain(*(t.transpose(1, 2) for t in (query, key, value)), query.shape[-1] ** -0.5)
+        to = torch.empty_like(query).copy_(out.transpose(1, 2))
+        self.by_cudnn.append((query, key, value, to))
+        seed = torch.zeros((), dtype=torch.int64)
+        return to, sums[..., None], None, None, query.shape[2], key.shape[2], seed, seed, None
 
     def backward(self, dout, q, k, v, out, softmax_lse, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=None, **to):
         self._require_neighbours(dout, q, k, v, out, to["dq"], to["dk"], to["dv"])
@@ -87,8 +99,10 @@ class StandIn:
 
 @contextmanager
 def standing_in(results: str) -> Iterator[StandIn]:
-    """Registers the operators, with results as :data:`RESULTS` names them."""
+    """Registers the operators, with results as :data:`RESULTS` names them; and cuDNN's forward pass for CPUs."""
     stand_in = StandIn()
+    cudnn = torch.library.Library("aten", "IMPL")
+    cudnn.impl("_scaled_dot_product_cudnn_attention", stand_in.cudnn, "CPU")
     library = torch.library.Library("flash_attn_3", "FRAGMENT")
     library.define(FORWARD)
     library.define(BACKWARD + RESULTS[results])
@@ -109,6 +123,7 @@ def standing_in(results: str) -> Iterator[StandIn]:
         yield stand_in
     finally:
         library._destroy()
+        cudnn._destroy()
         clear_caches()
 
 

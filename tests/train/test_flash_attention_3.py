@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,40 @@ def test_sequences_of_several_lengths_see_their_own_keys(kernels: StandIn) -> No
     assert (grad[0].abs().sum(dim=(1, 2, 3)) > 0).all()
 
 
+def test_the_forward_pass_may_be_cudnns(kernels: StandIn) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 7, 3, 2, 8, requires_grad=True)
+    assert_same_as_plain(partial(ours.flash_attention_3, by_cudnn=True), *qkv.unbind(2))
+    assert (len(kernels.by_cudnn), len(kernels.given), len(kernels.written)) == (1, 0, 1)
+    q, kv = torch.randn(2, 5, 2, 8, requires_grad=True), torch.randn(2, 8, 2, 2, 9, requires_grad=True)
+    assert_same_as_plain(partial(ours.flash_attention_3, by_cudnn=True), q, *kv.transpose(1, 4).unbind(2))
+
+
+@pytest.mark.parametrize(("length", "by_cudnn"), [(1023, None), (1024, True), (2047, True), (2048, False)])
+def test_with_fewer_tokens_the_forward_pass_is_cudnns_unless_a_backend_is_asked_for(
+    kernels: StandIn, monkeypatch: pytest.MonkeyPatch, length: int, by_cudnn: bool | None
+) -> None:
+    def preferred(*_, flash_3_suits: bool = False, **__) -> tuple[str, ...]:
+        return ("flash-attn-3",) if flash_3_suits else ("math",)
+
+    monkeypatch.setattr(facade, "preferred_backends", preferred)
+    monkeypatch.setattr(ours, "usable", lambda _: True)
+    monkeypatch.setattr(ours, "cudnn_takes", lambda *_: True)
+    qkv = torch.randn(1, length, 3, 1, 8, dtype=torch.bfloat16)
+    facade.attention(*qkv.unbind(2))
+    assert (len(kernels.by_cudnn), len(kernels.given)) == {None: (0, 0), True: (1, 0), False: (0, 1)}[by_cudnn]
+    monkeypatch.setattr(facade, "preferred_backends", lambda *_, **__: ("flash-attn-3",))
+    facade.attention(*qkv.unbind(2), backend="flash-attn-3")
+    assert len(kernels.given) == (2 if by_cudnn is False else 1)
+
+
 def test_operators_say_of_their_results_what_a_compiler_must_know(kernels: StandIn) -> None:
     q, k, v = (torch.randn(2, n, 2, 8, requires_grad=True) for n in (5, 7, 7))
-    torch.library.opcheck(ours._flash_attention_3, (q, k, v, None, None, None, None))
+    for by_cudnn in (False, True):
+        torch.library.opcheck(ours._flash_attention_3, (q, k, v, None, None, None, None, by_cudnn))
     borders = torch.tensor([0, 5, 10], dtype=torch.int32), torch.tensor([0, 7, 14], dtype=torch.int32)
     flat = [t.detach().flatten(0, 1).requires_grad_() for t in (q, k, v)]
-    torch.library.opcheck(ours._flash_attention_3, (*flat, *borders, 5, 7))
+    torch.library.opcheck(ours._flash_attention_3, (*flat, *borders, 5, 7, False))
 
 
 def test_a_compiled_graph_is_not_broken(kernels: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +206,7 @@ def test_it_is_chosen_for_long_sequences_on_hopper_and_never_for_others(
     device, half = torch.device("cuda", 0), torch.bfloat16
     capability = [(9, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
+    monkeypatch.setattr(ours, "_cudnn_takes", lambda *_: True)
     assert automatic_backend(device, half, length=65536, head_width=72, packed=False) == "cudnn"  # not installed
     install(packages, "flash_attn_3", "_C.so", "3.0.0")
     clear_caches()
@@ -185,8 +215,12 @@ def test_it_is_chosen_for_long_sequences_on_hopper_and_never_for_others(
     assert automatic_backend(device, half, length=1024, head_width=68, packed=False) == "cudnn"
     assert automatic_backend(device, torch.float32, length=1024, head_width=72, packed=False) == "efficient"
     assert automatic_backend(torch.device("cpu"), half, length=1024, head_width=72, packed=False) == "flash"
-    assert automatic_choice(device, half, head_width=72, packed=False) == "cudnn, flash-attn-3 from 1,024 tokens on"
-    assert automatic_choice(device, half, head_width=72, packed=True) == "cudnn, flash-attn-3 from 128 tokens on"
+    assert automatic_choice(device, half, head_width=72, packed=False) == (
+        "cudnn, flash-attn-3 from 1,024 tokens on (the forward pass from 2,048 on)"
+    )
+    assert automatic_choice(device, half, head_width=72, packed=True) == (
+        "cudnn, flash-attn-3 from 128 tokens on (the forward pass from 2,048 on)"
+    )
     assert automatic_backend(device, half, length=128, head_width=72, packed=True) == "flash-attn-3"
     assert automatic_backend(device, half, length=127, head_width=72, packed=True) == "cudnn"
     capability[0] = (8, 0)
@@ -195,6 +229,28 @@ def test_it_is_chosen_for_long_sequences_on_hopper_and_never_for_others(
     for masked in (True, False):
         assert preferred_backends("cuda", half, masked=masked)[0] == "cudnn"
         assert "flash-attn-3" in preferred_backends("cuda", half, masked=masked)
+
+
+@pytest.mark.gpu
+def test_on_hopper_cudnns_forward_pass_leaves_what_the_backward_pass_reads() -> None:
+    device = torch.device("cuda", 0)
+    if not ours.usable(device):
+        pytest.skip("FlashAttention 3 is not installed, or the GPU is no Hopper")
+    torch.manual_seed(0)
+    product = torch.randn(150, 3, 3, 4, 72, device=device, dtype=torch.bfloat16)  # tokens of three sequences in turn
+    for views in (product.unbind(2), product.transpose(0, 1).unbind(2), product.transpose(0, 1).contiguous().unbind(2)):
+        q, k, v = (t.requires_grad_() for t in (t.detach() for t in views))
+        torch.library.opcheck(
+            ours._flash_attention_3, (q, k, v, None, None, None, None, True),
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"), rtol=3e-2, atol=3e-2,
+        )  # fmt: skip
+        results = []
+        for by_cudnn in (True, False):
+            out, sums = ours._flash_attention_3(q, k, v, None, None, None, None, by_cudnn)
+            results.append((out, sums, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
+        for found, expected in zip(*results, strict=True):
+            assert found.stride() == expected.stride()
+            assert (found - expected).float().norm() < 1e-2 * expected.float().norm()
 
 
 @pytest.mark.gpu

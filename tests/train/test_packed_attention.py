@@ -69,9 +69,27 @@ def test_kernels_read_the_product_and_write_output_and_gradient_where_they_belon
     assert all(storages(*gradients) == storages(found) for gradients in kernels.written)
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_forward_pass_is_cudnns_where_it_leaves_tokens_where_they_lie(
+    kernels: StandIn, size: tuple[int, int, int]
+) -> None:
+    qkv = product(*size)
+    grad = torch.randn(*size, 2, 8)
+    out = packed.flash_attention_3_packed(qkv, by_cudnn=True)
+    (found,) = torch.autograd.grad(out, qkv, grad)
+    torch.testing.assert_close((out, found), expected_of(qkv, grad))
+    assert out.is_contiguous()
+    is_one = size[2] == 1 or size[0] == 1
+    assert (len(kernels.by_cudnn), len(kernels.given)) == ((1, 0) if is_one else (0, size[0]))
+    for *read, to in kernels.by_cudnn:
+        assert storages(*read) == storages(qkv)
+        assert storages(to) == storages(out)
+
+
 def test_operators_say_of_their_results_what_a_compiler_must_know(kernels: StandIn) -> None:
     for size in SIZES:
-        torch.library.opcheck(packed._packed, (product(*size),))
+        torch.library.opcheck(packed._packed, (product(*size), False))
+        torch.library.opcheck(packed._packed, (product(*size), True))
 
 
 def test_a_gradient_that_lies_elsewhere_is_put_in_order(kernels: StandIn) -> None:
@@ -180,9 +198,9 @@ def test_only_long_sequences_of_a_gpu_go_past_the_kernels_and_not_what_they_are_
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [(1, 130, 5), (2, 70, 3), (2, 200, 1)], ids=str)
-@pytest.mark.parametrize("backend", ["cudnn", "flash-attn-3"])
+@pytest.mark.parametrize("backend", ["cudnn", "flash-attn-3", None])
 def test_on_a_gpu_long_sequences_are_right_and_nothing_is_put_in_order(
-    size: tuple[int, int, int], backend: facade.AttentionBackend
+    size: tuple[int, int, int], backend: facade.AttentionBackend | None
 ) -> None:
     if backend == "flash-attn-3" and not flash_attention_3.usable(torch.device("cuda", 0)):
         pytest.skip("FlashAttention 3 is not installed, or the GPU is no Hopper")

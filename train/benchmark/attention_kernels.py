@@ -1,16 +1,18 @@
 # ruff: noqa: F722  (jaxtyping's shapes are not forward references)
 """``python -m train.benchmark attention``: kernels for attention within frames and among all tokens, side by side.
 
-Each at head dim 72, forward and with the backward pass: PyTorch's kernels, the packages that are installed, and cuDNN
-with heads padded by zeros, whose copies count. Errors are those of the first sample, of its output and of the gradients
-of q, k and v, against float32 on the same bfloat16 values: the largest one, in units of the reference's root mean
-square. TFLOP/s are of the products without padding, the backward pass counted as twice the forward pass.
+Each at head dim 72, forward and with the backward pass: PyTorch's kernels, the packages that are installed,
+FlashAttention 3's backward pass after cuDNN's forward pass, and cuDNN with heads padded by zeros, whose copies count.
+Errors are those of the first sample, of its output and of the gradients of q, k and v, against float32 on the same
+bfloat16 values: the largest one, in units of the reference's root mean square. TFLOP/s are of the products without
+padding, the backward pass counted as twice the forward pass.
 
 Letters: B samples, N tokens, H heads, D width of a head.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,9 +27,10 @@ from train.benchmark.attention_choice import ATTENTION_NAMES
 from train.benchmark.gpu_time import gpu_milliseconds
 from train.benchmark.results import make_room, write_results
 from train.model.attention import PACKAGES, AttentionBackend, attention, installed_packages
+from train.model.flash_attention_3 import flash_attention_3
 
 _HEADS, _HEAD_WIDTH = 16, 72
-_SHAPES = ((256, 256), (64, 1024), (2, 4096), (1, 65536))
+_SHAPES = ((512, 128), (256, 256), (64, 1024), (32, 2048), (2, 4096), (1, 65536))
 _PADDED_WIDTHS = (80, 96, 128)
 _OF_PYTORCH: tuple[AttentionBackend, ...] = ("cudnn", "flash")
 _BASELINE = ATTENTION_NAMES["cudnn"]
@@ -122,7 +125,11 @@ def ways() -> dict[str, Attend]:
 
     kernels = {ATTENTION_NAMES[name]: by(name) for name in _OF_PYTORCH}
     kernels |= {f"{_BASELINE}, padded to {width}": padded_to(width) for width in _PADDED_WIDTHS}
-    return kernels | {ATTENTION_NAMES[name]: by(name) for name in installed_packages()}
+    for name in installed_packages():
+        kernels[ATTENTION_NAMES[name]] = by(name)
+        if name == "flash-attn-3":
+            kernels[f"{ATTENTION_NAMES[name]}, forward by cuDNN"] = partial(flash_attention_3, by_cudnn=True)
+    return kernels
 
 
 def padded_attention(

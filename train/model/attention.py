@@ -59,6 +59,10 @@ _LONG_PACKED = 128
 """The same where they are one product: gradients of cuDNN's have to be joined, FlashAttention 3's do not. On one H200
 cuDNN with that takes 1.11 times as long at 128 of them, 1.10 at 256, and 0.94 at 65."""
 
+_LONG_FORWARD = 2048
+"""Queries and keys from which on FlashAttention 3 is faster in the forward pass too; with fewer, that is cuDNN's. On
+one H100 it takes 2.0, 1.08 and 0.96 times as long as cuDNN's at 256, 1,024 and 4,096 of them."""
+
 
 class KeyMask(NamedTuple):
     """Which keys each sample sees: its first ones. Made once a forward pass, shared by all layers."""
@@ -143,7 +147,17 @@ def automatic_choice(device: torch.device, dtype: torch.dtype, *, head_width: in
     """Returns what :func:`automatic_backend` takes for short and for long sequences, in words for a log."""
     lengths = 1, _LONG_PACKED if packed else _LONG
     short, long = (automatic_backend(device, dtype, length=n, head_width=head_width, packed=packed) for n in lengths)
-    return short if short == long else f"{short}, {long} from {lengths[1]:,} tokens on"
+    if short == long:
+        return short
+    words = f"{short}, {long} from {lengths[1]:,} tokens on"
+    if _forward_by_cudnn(device, dtype, lengths[1], head_width):
+        words += f" (the forward pass from {_LONG_FORWARD:,} on)"
+    return words
+
+
+def _forward_by_cudnn(device: torch.device, dtype: torch.dtype, length: int, head_width: int) -> bool:
+    """Whether the forward pass of attention by FlashAttention 3, not asked for by name, is cuDNN's."""
+    return length < _LONG_FORWARD and flash_attention_3.cudnn_takes(device, dtype, head_width)
 
 
 def require_backend(name: AttentionBackend, device_type: str, dtype: torch.dtype) -> None:
@@ -182,12 +196,14 @@ def attention(
         require_backend(backend, "cuda" if q.is_meta else q.device.type, q.dtype)
     if q.is_meta:
         return _without_content(q, k, v, None, backend)
+    by_cudnn = False
     if backend is None:
-        length = min(q.shape[1], k.shape[1])
-        chosen = automatic_backend(q.device, q.dtype, length=length, head_width=q.shape[-1], packed=False)
+        length, head_width = min(q.shape[1], k.shape[1]), q.shape[-1]
+        chosen = automatic_backend(q.device, q.dtype, length=length, head_width=head_width, packed=False)
         backend = chosen if chosen in PACKAGES else None
+        by_cudnn = backend == "flash-attn-3" and _forward_by_cudnn(q.device, q.dtype, length, head_width)
     if backend == "flash-attn-3":
-        return flash_attention_3.flash_attention_3(q, k, v)
+        return flash_attention_3.flash_attention_3(q, k, v, by_cudnn=by_cudnn)
     if backend == "flash-attn":
         out: Tensor = importlib.import_module("flash_attn").flash_attn_func(q, k, v)
         return out
@@ -207,7 +223,7 @@ def packed_attention(
         InputError: if ``backend`` does not exist for the tensor's device and dtype.
     """
     if _flash_3_takes(qkv, backend):
-        return flash_attention_3_packed(qkv.unsqueeze(2)).squeeze(2)
+        return _by_flash_3(qkv.unsqueeze(2), backend).squeeze(2)
     return attention(*taken_apart(qkv), backend=backend)
 
 
@@ -216,7 +232,7 @@ def interleaved_packed_attention(
 ) -> Float[Tensor, "B N S H D"]:
     """Returns the same along the second dimension: of each sample and each of its S sequences."""
     if _flash_3_takes(qkv, backend):
-        return flash_attention_3_packed(qkv)
+        return _by_flash_3(qkv, backend)
     return interleaved_attention(*taken_apart(qkv), backend=backend)
 
 
@@ -252,6 +268,11 @@ def _flash_3_takes(qkv: Tensor, backend: AttentionBackend | None) -> bool:
     else:
         require_backend(backend, qkv.device.type, qkv.dtype)
     return backend == "flash-attn-3"
+
+
+def _by_flash_3(qkv: Tensor, backend: AttentionBackend | None) -> Tensor:
+    by_cudnn = backend is None and _forward_by_cudnn(qkv.device, qkv.dtype, qkv.shape[1], qkv.shape[-1])
+    return flash_attention_3_packed(qkv, by_cudnn=by_cudnn)
 
 
 def caption_attention(

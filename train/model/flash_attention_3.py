@@ -9,6 +9,10 @@ leaves out; the package that brings it is then loaded first.
 The libraries' own operators have no shapes for tensors without content and no gradients. Ours have both: they do not
 break a compiled graph, and selective checkpointing keeps their results by name.
 
+What the backward pass reads of the forward pass, its output and the logarithm of each query's sum, cuDNN's kernel
+returns too. So the forward pass may be cuDNN's, which is faster for short sequences, and the backward pass
+FlashAttention 3's.
+
 Letters: B batch, N queries, M keys, H heads, D width of a head, Z sequences end to end.
 """
 
@@ -108,6 +112,28 @@ def kernels() -> Any:
     return torch.ops.flash_attn_3
 
 
+def cudnn_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns cuDNN's attention of (B, N, H, D), in the order in memory of q without gaps, and the logarithms of the
+    queries' sums, (B, H, N)."""
+    out, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, True
+    )
+    return out.transpose(1, 2), sums.reshape(out.shape[:3])
+
+
+@torch.compiler.assume_constant_result
+def cudnn_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether cuDNN, as it is installed and allowed, has attention for heads of a width on a GPU."""
+    return device.type == "cuda" and _cudnn_takes(device, dtype, head_width)
+
+
+@cache
+def _cudnn_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    some = torch.empty(1, 1, 128, head_width, device=device, dtype=dtype)
+    parameters = torch.backends.cuda.SDPAParams(some, some, some, None, 0.0, False, False)
+    return torch.backends.cuda.can_use_cudnn_attention(parameters)
+
+
 @torch.library.custom_op("latentmill_attention::flash_attention_3", mutates_args=())
 def _flash_attention_3(
     q: Tensor,
@@ -117,7 +143,10 @@ def _flash_attention_3(
     key_borders: Tensor | None,
     longest_queries: int | None,
     longest_keys: int | None,
+    by_cudnn: bool,
 ) -> tuple[Tensor, Tensor]:
+    if by_cudnn:
+        return cudnn_forward(q, k, v)
     out = torch.empty_like(q)
     _, sums, *_ = kernels().fwd(
         q,
@@ -181,7 +210,7 @@ def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, 
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.longest_queries, ctx.longest_keys = inputs
+    *tensors, ctx.longest_queries, ctx.longest_keys, _ = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -189,10 +218,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad: Tensor | None, _sums_grad: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 7
+        return (None,) * 8
     *inputs, out, sums = ctx.saved_tensors
     grads = _backward(_laid_out_as(out, grad), *inputs, out, sums, ctx.longest_queries, ctx.longest_keys)
-    return *grads, None, None, None, None
+    return *grads, None, None, None, None, None
 
 
 def _laid_out_as(out: Tensor, grad: Tensor) -> Tensor:
@@ -203,16 +232,22 @@ def _laid_out_as(out: Tensor, grad: Tensor) -> Tensor:
 _flash_attention_3.register_autograd(_differentiate, setup_context=_keep)
 
 
-def flash_attention_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def flash_attention_3(q: Tensor, k: Tensor, v: Tensor, *, by_cudnn: bool = False) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v, (B, N, H, D), of queries (B, N, H, D), keys and values (B, M, H, D).
 
     They may lie apart in memory, as views of one tensor of all three do; only the values of a head must be neighbours.
     Output and gradients have the order in memory of what they belong to, without gaps.
 
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        by_cudnn: Whether the forward pass is cuDNN's.
+
     Raises:
         InputError: if the library is missing or was not loaded.
     """
-    return _flash_attention_3(*_neighbours(q, k, v), None, None, None, None)[0]
+    return _flash_attention_3(*_neighbours(q, k, v), None, None, None, None, by_cudnn)[0]
 
 
 def flash_attention_3_of_lengths(
@@ -239,7 +274,7 @@ def flash_attention_3_of_lengths(
         InputError: if the library is missing or was not loaded.
     """
     borders = query_borders, key_borders
-    return _flash_attention_3(*_neighbours(q, k, v), *borders, longest_queries, longest_keys)[0]
+    return _flash_attention_3(*_neighbours(q, k, v), *borders, longest_queries, longest_keys, False)[0]
 
 
 def _neighbours(*tensors: Tensor) -> tuple[Tensor, ...]:

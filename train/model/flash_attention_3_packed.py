@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.model.flash_attention_3 import kernels
+from train.model.flash_attention_3 import cudnn_forward, kernels
 
 
 def _sequences(t: Tensor) -> tuple[Tensor, ...]:
@@ -23,18 +23,23 @@ def _sequences(t: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op("latentmill_attention::flash_attention_3_packed", mutates_args=())
-def _packed(qkv: Tensor) -> tuple[Tensor, Tensor]:
+def _packed(qkv: Tensor, by_cudnn: bool) -> tuple[Tensor, Tensor]:
     B, N, S, _, H, D = qkv.shape
+    sequences = _sequences(qkv)
+    if by_cudnn and len(sequences) == 1:
+        result, row_sums = cudnn_forward(*sequences[0].unbind(2))
+        result = result.unsqueeze(2) if S == 1 else result.transpose(0, 1).unsqueeze(0)
+        return result.contiguous(), row_sums.unsqueeze(0)
     out = qkv.new_empty(B, N, S, H, D)
     sums = []
-    for part, to in zip(_sequences(qkv), _sequences(out), strict=True):
+    for part, to in zip(sequences, _sequences(out), strict=True):
         q, k, v = part.unbind(2)
         sums.append(kernels().fwd(q, k, v, out=to, softmax_scale=D**-0.5, num_splits=1)[1])
     return out, sums[0].unsqueeze(0) if len(sums) == 1 else torch.stack(sums)
 
 
 @_packed.register_fake
-def _(qkv: Tensor) -> tuple[Tensor, Tensor]:
+def _(qkv: Tensor, _by_cudnn: bool) -> tuple[Tensor, Tensor]:
     B, N, S, _, H, D = qkv.shape
     sums = (1, B, H, N) if S == 1 else (B, S, H, N)
     return qkv.new_empty(B, N, S, H, D), qkv.new_empty(sums, dtype=torch.float32)
@@ -65,26 +70,28 @@ def _(_grad: Tensor, qkv: Tensor, _out: Tensor, _sums: Tensor) -> Tensor:
     return torch.empty_like(qkv)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _keep(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, _sums_grad: None) -> Tensor | None:
-    return None if grad is None else _backward(grad.contiguous(), *ctx.saved_tensors)
+def _differentiate(ctx: Any, grad: Tensor | None, _sums_grad: None) -> tuple[Tensor | None, None]:
+    return None if grad is None else _backward(grad.contiguous(), *ctx.saved_tensors), None
 
 
 _packed.register_autograd(_differentiate, setup_context=_keep)
 
 
-def flash_attention_3_packed(qkv: Tensor) -> Tensor:
+def flash_attention_3_packed(qkv: Tensor, *, by_cudnn: bool = False) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v over each sequence, (B, N, S, H, D).
 
     Args:
         qkv: (B, N, S, 3, H, D): token n of a sample's S sequences lie next to each other.
+        by_cudnn: Whether the forward pass is cuDNN's where it reads and writes sequences where they lie: those of one
+            sample, or one of each.
 
     Raises:
         InputError: if the library is missing or was not loaded.
     """
-    return _packed(qkv.contiguous())[0]
+    return _packed(qkv.contiguous(), by_cudnn)[0]
