@@ -19,6 +19,7 @@ from torch import Tensor
 from train.index_columns import Array
 
 _ALIGNMENT = 4096
+_CUDA_ERROR_MEMORY_ALLOCATION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +129,8 @@ class BufferPool:
         buffer = BatchBuffer.create(self._num_bytes)
         if self._pin:
             code = torch.cuda.cudart().cudaHostRegister(buffer.array().ctypes.data, self._num_bytes, 0)
+            if int(code) == _CUDA_ERROR_MEMORY_ALLOCATION:
+                raise MemoryError(f"{self._num_bytes:,} bytes for a batch cannot be pinned")
             assert int(code) == 0, f"cudaHostRegister: {code}"
         self.buffers.append(buffer)
         return len(self.buffers) - 1

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 
 from train.data import Batch
 from train.loader import load_batches
 from train.local_copies import LocalCopies
+from train.memory_needs import need_of_batch
 from train.online.batches import OnlineJob, online_batches
 from train.online.index import OnlineIndex
 from train.online.index_build import REFUSED_FILE
+from train.out_of_memory import Need, enough_memory
 from train.parallel.ranks import Ranks
 from train.rank_batches import LoaderJob
 from train.run_folder import write_durably
@@ -31,10 +34,11 @@ def open_batches(run: CheckedRun, ranks: Ranks, *, first_step: int) -> Iterator[
         InputError: where a rank cannot have a batch, on rank 0; the others exit after. Any other error on its rank.
     """
     batches = ranks.agree(lambda: _open(run, ranks, first_step))
-    return iter(partial(_next_of_all, batches, ranks), None)
+    needs = (need_of_batch(step, run.config) for step in count(first_step + 1))
+    return iter(partial(_next_of_all, batches, needs, ranks), None)
 
 
-def _next_of_all(batches: Iterator[Batch], ranks: Ranks) -> Batch | None:
+def _next_of_all(batches: Iterator[Batch], needs: Iterator[Need], ranks: Ranks) -> Batch | None:
     """Returns this rank's next batch once all ranks have theirs; None behind the last.
 
     A rank that failed alone would leave the others in the step that they have begun, until their time-out.
@@ -42,7 +46,8 @@ def _next_of_all(batches: Iterator[Batch], ranks: Ranks) -> Batch | None:
     batch: Batch | None = None
     failure: Exception | None = None
     try:
-        batch = next(batches, None)
+        with enough_memory(next(needs), rank=ranks.rank):
+            batch = next(batches, None)
     except Exception as error:
         failure = error
     if ranks.ask(lambda: failure is not None)():

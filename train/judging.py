@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from train.ema import Ema
 from train.evaluation import Evaluation
 from train.held_out import FixedSamples
+from train.memory_needs import need_of_evaluation, need_of_previews
 from train.metrics import MetricsLog
-from train.parallel.ranks import Ranks
+from train.out_of_memory import Need, enough_memory
+from train.parallel.ranks import Ranks, Result
 from train.previews import Previews
 from train.run_folder import write_durably
 from train.setup import CheckedRun
@@ -58,7 +60,7 @@ class Judge:
             samples = ranks.agree(lambda: FixedSamples.open(run.config, options.evaluate_samples, held_out=True))
             self._evaluation = Evaluation(samples, run.objective, ranks, num_levels=options.evaluate_levels)
         if options.preview_every is not None:
-            with _same_random_numbers():
+            with _same_random_numbers(), enough_memory(need_of_previews(None, run.config), rank=ranks.rank):
                 self._previews = Previews(run, ranks)
 
     def is_due(self, step: int) -> bool:
@@ -83,9 +85,11 @@ class Judge:
         evaluate, preview = self._due(step)
         if not evaluate and not preview:
             return
+        config, rank = self._run.config, self._ranks.rank
         with self._judged_weights(), _same_random_numbers():
             if evaluate and self._evaluation is not None:
-                values = self._evaluation.losses(self._engine, self._model)
+                with enough_memory(need_of_evaluation(step, config), rank=rank):
+                    values = self._evaluation.losses(self._engine, self._model)
                 self._ranks.agree(lambda: None if log is None else log.write_evaluation(step, values))
             if preview and self._previews is not None:
                 called = _Called(
@@ -94,7 +98,7 @@ class Judge:
                     wants_size=bool(getattr(self._model, "wants_size", False)),
                 )
                 make = partial(self._previews.make, step, called, () if log is None else log.boards)
-                files = self._ranks.agree(make)
+                files = self._ranks.agree(partial(_with_memory, need_of_previews(step, config), rank, make))
                 if self._ranks.is_first:
                     print(f"previews of step {step}: {files[0].parent}", flush=True)
         if self._ranks.is_first:
@@ -118,6 +122,11 @@ class Judge:
                 yield
         finally:
             self._engine.train()
+
+
+def _with_memory(need: Need, rank: int, work: Callable[[], Result]) -> Result:
+    with enough_memory(need, rank=rank):
+        return work()
 
 
 def _is_due(every: int | None, step: int, last: bool) -> bool:

@@ -15,6 +15,7 @@ import torch
 from shared.errors import InputError
 from train.batch_memory import BatchBuffer, BufferPool
 from train.data import Batch
+from train.out_of_memory import which_memory_ran_out
 from train.rank_batches import LoaderJob, Report, SlotFiller, batch_dtypes
 from train.step_samples import padded_length
 from train.stop import SIGNALS
@@ -160,9 +161,14 @@ class _Processes:
             reports.append(answer)
         return reports
 
-    def _died(self, process: Any) -> RuntimeError:
+    def _died(self, process: Any) -> Exception:
         process.join(_END_SECONDS)
-        return RuntimeError(f"a loader process ended with code {process.exitcode}: out of memory?")
+        if process.exitcode == -signal.SIGKILL:
+            return InputError(
+                "a loader process was killed (signal 9), as Linux does where the host runs out of memory: use fewer "
+                "--num-workers, or a smaller --batch-size"
+            )
+        return RuntimeError(f"a loader process ended with code {process.exitcode}")
 
 
 @contextmanager
@@ -211,8 +217,12 @@ def _work(
                     except InputError as error:
                         answer = InputError(str(error))
                     except Exception as error:  # as its text: not every error comes out of a pickle as it went in
-                        traceback.print_exc()
-                        answer = RuntimeError(f"a loader process failed: {type(error).__name__}: {error}")
+                        told = f"a loader process failed: {type(error).__name__}: {error}"
+                        if which_memory_ran_out(error) == "host":
+                            answer = MemoryError(told)
+                        else:
+                            traceback.print_exc()
+                            answer = RuntimeError(told)
                     link.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass

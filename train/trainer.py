@@ -18,6 +18,7 @@ from train.checkpoint_files import list_checkpoints
 from train.config import TrainConfig
 from train.ema import Ema
 from train.judging import Judge
+from train.memory_needs import need_of_building, need_of_step
 from train.metrics import MetricsLog, Totals
 from train.model.attention import automatic_choice
 from train.model.transformer import DiffusionTransformer
@@ -49,9 +50,10 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     run = ranks.agree(lambda: check_run(config, ranks))
     require_same_index(run.index, ranks)
     fitted = _fit(run, ranks)
-    trainer = Trainer(fitted, ranks)
-    ranks.agree(lambda: begin_run(run) if ranks.is_first else None)
-    first_step = trainer.checkpointer.restore_newest()
+    with enough_memory(need_of_building(config), rank=ranks.rank):
+        trainer = Trainer(fitted, ranks)
+        ranks.agree(lambda: begin_run(run) if ranks.is_first else None)
+        first_step = trainer.checkpointer.restore_newest()
     ranks.agree(lambda: _require_steps_left(first_step, config))
     peak = find_peak(ranks.device, run.dtype, config.log.peak_tflops)
     if ranks.is_first:
@@ -225,8 +227,7 @@ class Trainer:
             lr = learning_rate(step, config.optimiser, config.decay_steps)
             following = None if self._ema is None else self._ema.following(step)
             taken = step + 1
-            shape, graphs = tuple(batch.latents.shape), config.parallel.cuda_graphs
-            with enough_memory(step=taken, rank=ranks.rank, latents=shape, graphs=graphs):
+            with enough_memory(need_of_step(taken, tuple(batch.latents.shape), config), rank=ranks.rank):
                 result = self._step.take(batch.to(ranks.device), lr, following)
             guard.check(taken, batch, result)
             totals.add(result, batch, self._run.model_config, wait_seconds)

@@ -315,7 +315,7 @@ def test_a_worker_that_is_killed_is_told_and_nothing_hangs(cache):
     next(batches)
     (worker,) = multiprocessing.active_children()
     worker.kill()
-    with pytest.raises(RuntimeError, match="a loader process ended with code -9"):
+    with pytest.raises(InputError, match="a loader process was killed .*: use fewer --num-workers"):
         for _ in batches:
             pass
 
@@ -324,6 +324,21 @@ def test_a_defect_in_a_loader_process_is_told_with_its_error(cache):
     broken = dataclasses.replace(loader_job(cache), caption_dropout=None)
     with pytest.raises(RuntimeError, match="a loader process failed: TypeError: .*NoneType"):
         next(load_batches(broken, range(9), num_workers=1, pin_memory=False))
+
+
+def test_memory_that_runs_out_in_a_loader_process_is_told_as_such(cache):
+    too_large = dataclasses.replace(loader_job(cache), caption_dropout=TooLarge())
+    with pytest.raises(MemoryError, match="a loader process failed: MemoryError: 17 GiB"):
+        next(load_batches(too_large, range(9), num_workers=1, pin_memory=False))
+
+
+class TooLarge:
+    """A number with which nothing can be compared for want of memory."""
+
+    __array_ufunc__ = None
+
+    def __gt__(self, other):
+        raise MemoryError("17 GiB")
 
 
 def test_latents_of_other_channels_than_the_provenance_are_refused(tmp_path):
