@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from train.parallel.ranks import let_segments_grow
+from train.parallel.allocator import let_segments_grow, segments_grow
 
 JOINS = """
 import torch
@@ -24,6 +24,24 @@ def test_segments_grow_unless_the_user_has_told_the_allocator_anything():
         environment = {name: "max_split_size_mb:512"}
         let_segments_grow(environment)
         assert environment == {name: "max_split_size_mb:512"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "grow"),
+    [
+        ({}, True),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, True),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:512, expandable_segments: True"}, True),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, True),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:False"}, False),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, False),
+        ({"PYTORCH_ALLOC_CONF": "", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, False),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True,expandable_segments:False"}, False),
+    ],
+)
+def test_whether_segments_grow_is_known(environment: dict[str, str], grow: bool):
+    let_segments_grow(environment)
+    assert segments_grow(environment) == grow
 
 
 @pytest.mark.gpu

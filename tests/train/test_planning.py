@@ -231,6 +231,16 @@ def test_a_stage_shares_what_it_says_it_shares():
     assert one.needed > one.peak
 
 
+def test_more_holes_are_counted_where_the_users_allocator_has_segments_of_fixed_size(small_config, monkeypatch):
+    run = plan_run(small_config, data_rank=0, num_data_ranks=1, device_type="cuda")
+    needed = {}
+    for told in ("expandable_segments:True", "expandable_segments:False"):
+        monkeypatch.setenv("PYTORCH_ALLOC_CONF", told)
+        memory = plan_bucket(run, run.plan.buckets[0], 1).memory
+        needed[told] = (memory.needed - memory.outside) / memory.peak
+    assert list(needed.values()) == pytest.approx([1.01, 1.04])
+
+
 def test_a_dry_run_says_what_fits_and_writes_nothing(small_config):
     config = small_config.changed(batch_size=8, device_memory_gib=8.0, precision="float32", zero_stage=0)
     run = plan_run(config, data_rank=0, num_data_ranks=4, device_type="cuda")

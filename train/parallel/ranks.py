@@ -11,7 +11,7 @@ connections, and with those the others, or their launcher ends them.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from shared.errors import InputError
 from shared.redaction import without_credentials
+from train.parallel.allocator import let_segments_grow
 from train.parallel.launchers import ranks_from_slurm
 from train.parallel.sequence import SequenceParallel, require_degree
 
@@ -162,23 +163,6 @@ class Ranks:
         if self._failed_together:
             self.barrier()
         dist.destroy_process_group()
-
-
-_ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""Where PyTorch's allocator is told what to do: the variable's name, and the one that it had before."""
-
-
-def let_segments_grow(environment: MutableMapping[str, str]) -> None:
-    """Has PyTorch's allocator grow its segments, unless the user has told it anything.
-
-    Else the steps of one bucket leave holes that those of the next cannot use: twelve buckets in turn, of 60 GiB at
-    most, took all of 80 GB; so they take 60.5 (docs/performance_notes.md).
-
-    Args:
-        environment: Of this process, before it touches a GPU.
-    """
-    if not any(name in environment for name in _ALLOCATOR_SETTINGS):
-        environment[_ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """The memory that a step takes: the real model, loss and backward pass on tensors without content."""
 
+import os
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +13,10 @@ from train.diffusion.objective import Objective
 from train.loss import batch_loss
 from train.model.config import ModelConfig
 from train.model.transformer import DiffusionTransformer
+from train.parallel.allocator import segments_grow
 from train.parallel.sequence import busiest_layout
 from train.planning.allocations import Allocations
-from train.planning.memory import MemoryPlan, gradient_shards, plan_memory
+from train.planning.memory import FIXED_FRAGMENTATION, MemoryPlan, gradient_shards, plan_memory
 
 
 def step_memory(
@@ -25,7 +29,7 @@ def step_memory(
     captions: tuple[int, int],
     world_size: int,
 ) -> MemoryPlan:
-    """Returns the memory that one device needs for steps of a run.
+    """Returns the memory that one device needs for steps of a run, with the allocator that the environment asks for.
 
     Args:
         model: Without content, see :func:`meta_model`.
@@ -39,7 +43,7 @@ def step_memory(
     parameters = list(model.parameters())
     batch = meta_batch(num_samples, latent_shape, captions, torch.bfloat16)
     working = working_bytes(model, objective, batch, gradient_shards=gradient_shards(options.parallel, world_size))
-    return plan_memory(
+    plan = plan_memory(
         options.parallel,
         options.optimiser,
         num_weights=sum(t.numel() for t in (*parameters, *model.buffers())),
@@ -48,6 +52,7 @@ def step_memory(
         working=working,
         inputs=batch.captions.nbytes + 2 * 4 * batch.latents.numel(),  # clean latents and noise are float32
     )
+    return plan if segments_grow(os.environ) else replace(plan, fragmentation=FIXED_FRAGMENTATION)
 
 
 def meta_model(config: ModelConfig, options: TrainConfig) -> DiffusionTransformer:

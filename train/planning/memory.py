@@ -23,6 +23,8 @@ NCCL_BYTES = 1200 * 2**20
 """What lies there besides with several ranks (1.2 GiB found with two)."""
 FRAGMENTATION = 0.01
 """Share of what PyTorch allocated that its allocator holds besides, with segments that grow (0.3 to 0.5 % found)."""
+FIXED_FRAGMENTATION = 0.04
+"""The same with segments of fixed size, where what one bucket leaves cannot all be used by the next."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,8 @@ class MemoryPlan:
     """Of the batch that graphs read and the gradients that they write, which stay."""
     outside: int = OUTSIDE_BYTES
     """Outside of PyTorch's allocator."""
+    fragmentation: float = FRAGMENTATION
+    """Share of the peak that PyTorch's allocator holds besides."""
 
     @property
     def resident(self) -> int:
@@ -60,7 +64,7 @@ class MemoryPlan:
     @property
     def needed(self) -> int:
         """What the device must have."""
-        return int(self.peak * (1 + FRAGMENTATION)) + self.outside
+        return int(self.peak * (1 + self.fragmentation)) + self.outside
 
 
 def plan_memory(
