@@ -1,18 +1,19 @@
 """A run's folder: what is being trained, on what, and where its checkpoints and metrics lie.
 
-``run.json`` is written once, before the first step. A run that is started again in the folder must agree with it.
+``run.json`` is written before the first step. A run that is started again in the folder must agree with it, but for
+what decides nothing that is learnt, and for the learning rate and its schedule, whose new values it then has.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shared.errors import InputError
 from shared.stores.files import durable_file, explained, make_folder, publish, temporary_path
 from train.checkpoint_files import list_checkpoints
-from train.config import DEFAULTS, FREE_TO_CHANGE
+from train.config import ADJUSTABLES, DEFAULTS, FREE_TO_CHANGE
 from train.model.config import ModelConfig
 
 RUN_FILE = "run.json"
@@ -75,33 +76,44 @@ def require_same_run(folder: Path, description: RunDescription) -> None:
     require_own_folder(folder)
 
 
-def open_run(folder: Path, description: RunDescription) -> None:
+def open_run(folder: Path, description: RunDescription) -> list[str]:
     """Writes the description into a new run's folder, or checks that the run there is the same.
 
+    Returns:
+        What is adjusted of the run there, each with both values. They are recorded.
     Raises:
         InputError: if the folder holds another run, naming both values, or something else.
     """
     require_same_run(folder, description)
+    adjusted: list[_Pair] = []
     if (folder / RUN_FILE).exists():
-        return
+        theirs = read_run(folder)
+        pairs = _option_pairs(theirs, description.config, ADJUSTABLES)
+        adjusted = [(name, before, after) for name, before, after in pairs if before != after]
+        if not adjusted:
+            return []
+        description = replace(theirs, config=theirs.config | {name: after for name, _, after in adjusted})
     with explained("making the run's folder", folder=folder):
         make_folder(folder)
     write_durably(folder / RUN_FILE, (json.dumps(asdict(description), indent=2) + "\n").encode())
+    return [f"{name}={after} (before: {before})" for name, before, after in adjusted]
 
 
-def require_same_options(folder: Path, options: Mapping[str, Any]) -> None:
+def require_same_options(folder: Path, options: Mapping[str, Any], *, exactly: bool = False) -> None:
     """Checks that the run of a folder, if there is one, has the same options.
 
     Args:
         folder: A run's, or one that a run is to get.
         options: Of a run, as JSON, by name.
+        exactly: Those that may be adjusted too.
 
     Raises:
         InputError: if some are others, naming all of them with both values.
     """
     if (folder / RUN_FILE).exists():
         theirs = read_run(folder)
-        _refuse(folder, theirs, options, _option_pairs(folder, theirs, options))
+        compared = _fixed(folder, options) | (ADJUSTABLES if exactly else frozenset())
+        _refuse(folder, theirs, options, _option_pairs(theirs, options, compared))
 
 
 def require_own_folder(folder: Path) -> None:
@@ -113,7 +125,7 @@ def require_own_folder(folder: Path) -> None:
 
 
 def _require_same(folder: Path, theirs: RunDescription, ours: RunDescription) -> None:
-    _refuse(folder, theirs, ours.config, _option_pairs(folder, theirs, ours.config))
+    _refuse(folder, theirs, ours.config, _option_pairs(theirs, ours.config, _fixed(folder, ours.config)))
     pairs: list[_Pair] = [(name, theirs.model_config.get(name), value) for name, value in ours.model_config.items()]
     for stream, settings in ours.provenance.items():
         recorded = theirs.provenance.get(stream, {})
@@ -124,11 +136,14 @@ def _require_same(folder: Path, theirs: RunDescription, ours: RunDescription) ->
     _refuse(folder, theirs, ours.config, pairs)
 
 
-def _option_pairs(folder: Path, theirs: RunDescription, ours: Mapping[str, Any]) -> list[_Pair]:
-    free = FREE_TO_CHANGE | (_OF_THE_BEGINNING if list_checkpoints(folder) else frozenset())
-    return [
-        (name, theirs.config.get(name, DEFAULTS.get(name)), value) for name, value in ours.items() if name not in free
-    ]
+def _fixed(folder: Path, options: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the names of options that the run of a folder goes on with as they were."""
+    free = FREE_TO_CHANGE | ADJUSTABLES | (_OF_THE_BEGINNING if list_checkpoints(folder) else frozenset())
+    return frozenset(options) - free
+
+
+def _option_pairs(theirs: RunDescription, ours: Mapping[str, Any], names: frozenset[str]) -> list[_Pair]:
+    return [(name, theirs.config.get(name, DEFAULTS.get(name)), value) for name, value in ours.items() if name in names]
 
 
 def _refuse(folder: Path, theirs: RunDescription, ours: Mapping[str, Any], pairs: Sequence[_Pair]) -> None:

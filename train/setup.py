@@ -67,13 +67,16 @@ def check_run(config: TrainConfig, ranks: Ranks) -> CheckedRun:
     return run
 
 
-def begin_run(run: CheckedRun) -> None:
-    """Makes the folder of a new run, when nothing is left that could be wrong.
+def begin_run(run: CheckedRun) -> list[str]:
+    """Makes the folder of a new run, or records what is adjusted of the run there, when nothing is left that could be
+    wrong.
 
+    Returns:
+        What is adjusted, each with both values.
     Raises:
         InputError: if something else is there.
     """
-    open_run(run.config.output, _describe(run))
+    return open_run(run.config.output, _describe(run))
 
 
 def plan_run(

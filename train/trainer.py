@@ -52,12 +52,14 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     fitted = _fit(run, ranks)
     with enough_memory(need_of_building(config), rank=ranks.rank):
         trainer = Trainer(fitted, ranks)
-        ranks.agree(lambda: begin_run(run) if ranks.is_first else None)
+        adjusted = ranks.agree(lambda: begin_run(run) if ranks.is_first else [])
         first_step = trainer.checkpointer.restore_newest()
     ranks.agree(lambda: _require_steps_left(first_step, config))
     peak = find_peak(ranks.device, run.dtype, config.log.peak_tflops)
     if ranks.is_first:
         print(trainer.describe(peak, first_step), flush=True)
+        if adjusted:
+            print(f"from step {first_step} on: {', '.join(adjusted)}", flush=True)
         if first_step == config.steps:
             print(f"all {counted(config.steps, 'step')} are taken: more by --steps go on from here", flush=True)
     log = ranks.agree(partial(_open_log, config, first_step) if ranks.is_first else _nothing)

@@ -10,7 +10,7 @@ import torch
 from shared.errors import InputError
 from train.__main__ import main
 from train.building import build_model
-from train.config import DEFAULTS, FREE_TO_CHANGE, TrainConfig
+from train.config import ADJUSTABLES, DEFAULTS, FREE_TO_CHANGE, TrainConfig
 from train.config.command_line import parse_command_line
 from train.config.files import value_from_json
 from train.config.presets import Preset, preset_values
@@ -89,6 +89,10 @@ def test_a_preset_repeats_the_published_stage():
     assert (first.optimiser.lr, first.optimiser.gradient_clip, first.optimiser.ema_decay) == (2e-5, 1.0, 0.9999)
     assert first.architecture.overrides == {"space_scale": 0.5, "time_scale": 1.0}
     assert last.architecture.overrides == {"space_scale": 1.0, "time_scale": pytest.approx(2 / 3)}
+
+
+def test_how_a_run_learns_from_a_step_on_may_be_adjusted():
+    assert {"lr", "lr_schedule", "decay_steps", "final_lr", "warmup_steps"} == ADJUSTABLES
 
 
 def test_an_option_that_may_change_decides_nothing_that_is_learnt():

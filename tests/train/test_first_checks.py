@@ -31,14 +31,24 @@ def test_all_options_that_differ_from_those_of_the_run_are_named_with_both_value
     begin(config)
     check_first(config.changed(steps=9, num_workers=0))
     with pytest.raises(InputError, match=r"the run there has .* \(cache /nowhere\), this one has ") as caught:
-        check_first(config.changed(cache="/elsewhere", lr=0.1, batch_size=4, seed=3))
-    for name in ("seed=0", "seed=3", "lr=2e-05", "lr=0.1", "batch_size=8", "batch_size=4"):
+        check_first(config.changed(cache="/elsewhere", weight_decay=0.1, batch_size=4, seed=3))
+    for name in ("seed=0", "seed=3", "weight_decay=0.0", "weight_decay=0.1", "batch_size=8", "batch_size=4"):
         assert str(caught.value).count(name) == 1, name
+
+
+def test_more_steps_do_not_move_the_end_of_a_falling_learning_rate_by_the_way(config):
+    falling = config.changed(lr_schedule="cosine", steps=1000)
+    begin(falling)
+    longer = falling.changed(steps=2000)
+    with pytest.raises(InputError, match="falls until step 1000, and steps=2000 .*: give --decay-steps 1000 to keep"):
+        check_first(longer)
+    for told in ({"decay_steps": 1000}, {"decay_steps": 2000}, {"lr_schedule": "linear"}, {"lr_schedule": "constant"}):
+        check_first(longer.changed(**told))
 
 
 def test_a_dry_run_may_have_other_options_than_the_run_of_its_folder(config):
     begin(config)
-    check_first(config.changed(lr=0.1, dry_run=True))
+    check_first(config.changed(seed=3, dry_run=True))
 
 
 @pytest.mark.parametrize(

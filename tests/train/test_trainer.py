@@ -19,6 +19,7 @@ from train.ema import decay_at
 from train.metrics import MetricsLog
 from train.model import create_model
 from train.run_folder import RunDescription, open_run, read_run
+from train.schedules import learning_rate
 from train.step import TrainingStep
 from train.trainer import train
 
@@ -195,6 +196,28 @@ def test_a_checkpoint_of_an_older_format_is_named(ranks, small_config):
     (list_checkpoints(small_config.output)[-1] / STATE_FILE).write_text('{"step": 1, "world_size": 2}')
     with pytest.raises(InputError, match="found a checkpoint of format 1, expected 2: go on with the version that"):
         train(small_config, ranks)
+
+
+def test_a_run_goes_on_with_another_learning_rate_and_says_so(ranks, small_config, capsys):
+    train(small_config.changed(steps=2), ranks)
+    other = small_config.changed(steps=4, lr=1e-2, lr_schedule="linear", decay_steps=5, final_lr=1e-4, warmup_steps=1)
+    capsys.readouterr()
+    train(other, ranks)
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("from step 2 on: "))
+    for adjusted in (
+        "lr=0.01 (before: 0.001)",
+        "lr_schedule=linear (before: constant)",
+        "decay_steps=5 (before: None)",
+    ):
+        assert adjusted in told
+    lines = [json.loads(line) for line in (other.output / "metrics.jsonl").read_text().splitlines()]
+    expected = [1e-3, 1e-3, *(learning_rate(step, other.optimiser, 5) for step in (2, 3))]
+    assert [line["lr"] for line in lines] == expected
+    assert read_run(other.output).config == other.changed(steps=2).to_json(), "what was adjusted, and nothing else"
+    train(other.changed(steps=5), ranks)
+    assert "from step" not in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"the run there has ema_decay=0.9 .*, this one has ema_decay=0.5"):
+        train(other.changed(ema_decay=0.5), ranks)
 
 
 def test_a_run_goes_on_at_another_zero_stage_with_the_same_losses(ranks, small_config):

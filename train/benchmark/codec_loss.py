@@ -31,7 +31,7 @@ from train.model import create_model
 from train.parallel.ranks import Ranks, join_ranks
 from train.plan import BatchPlan
 from train.rank_batches import LoaderJob
-from train.run_folder import METRICS_FILE, read_run
+from train.run_folder import METRICS_FILE, read_run, require_same_options
 from train.sample_index import SampleIndex
 
 _EXACT = ("float32", "float32")
@@ -238,7 +238,9 @@ def _losses(config: CodecLossBenchmark, ranks: Ranks, name: str, **options: Any)
         "peak_tflops": 1.0,
         "num_workers": 1,
     }
-    train(TrainConfig.of(**(base | options)), ranks)
+    run = TrainConfig.of(**(base | options))
+    require_same_options(output, run.to_json(), exactly=True)
+    train(run, ranks)
     rows = map(json.loads, (output / METRICS_FILE).read_text().splitlines())
     return [row["loss"] for row in rows if "loss" in row]
 

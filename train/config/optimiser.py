@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.errors import InputError
-from train.config.settings import MayChange, require_at_least, require_positive
+from train.config.settings import Adjustable, MayChange, require_at_least, require_positive
 
 _MAX_NAN_STEPS = 10
 
@@ -13,13 +13,13 @@ _MAX_NAN_STEPS = 10
 class OptimiserOptions:
     """How the weights follow the gradients, and their moving average."""
 
-    lr: float = 2e-5
+    lr: Adjustable[float] = 2e-5
     """Learning rate of AdamW after the warm-up."""
-    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    lr_schedule: Adjustable[Literal["constant", "cosine", "linear"]] = "constant"
     """How the learning rate goes on after the warm-up: it stays, or falls to --final-lr."""
-    decay_steps: int | None = None
+    decay_steps: Adjustable[int | None] = None
     """The step at which a falling learning rate reaches --final-lr; --steps by default."""
-    final_lr: float = 0.0
+    final_lr: Adjustable[float] = 0.0
     """Where a falling learning rate ends."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay of the gradient's mean and of its square's."""
@@ -27,7 +27,7 @@ class OptimiserOptions:
     """AdamW's term beside the root of the squares' mean."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
-    warmup_steps: int = 0
+    warmup_steps: Adjustable[int] = 0
     """Steps over which the learning rate rises linearly."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""

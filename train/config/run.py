@@ -21,7 +21,7 @@ from train.config.online import OnlineOptions
 from train.config.optimiser import OptimiserOptions
 from train.config.parallel import ParallelOptions
 from train.config.presets import Preset
-from train.config.settings import MAY_CHANGE, MayChange, require_at_least
+from train.config.settings import ADJUSTABLE, MAY_CHANGE, MayChange, require_at_least
 from train.diffusion.objective import choose_objective
 
 
@@ -188,8 +188,16 @@ assert (
     len(OPTIONS) == len(TYPES) == sum(len(dataclasses.fields(k)) for k in (TrainConfig, *GROUPS.values())) - len(GROUPS)
 ), "two groups have an option of the same name"
 
-FREE_TO_CHANGE = frozenset(name for name, kind in TYPES.items() if MAY_CHANGE in getattr(kind, "__metadata__", ()))
+
+def _marked(mark: str) -> frozenset[str]:
+    return frozenset(name for name, kind in TYPES.items() if mark in getattr(kind, "__metadata__", ()))
+
+
+FREE_TO_CHANGE = _marked(MAY_CHANGE)
 """Options that may differ when a run goes on. A cache may have moved: what it holds is compared instead."""
+
+ADJUSTABLES = _marked(ADJUSTABLE)
+"""Options that may differ, which is said and recorded: how the run learns from there on."""
 
 DEFAULTS: dict[str, Any] = {
     option.name: _jsonable(option.default)

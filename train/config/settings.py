@@ -11,6 +11,11 @@ MAY_CHANGE = "may change"
 MayChange = Annotated[_Value, MAY_CHANGE]
 """Around the type of an option that may differ when a run goes on: it decides nothing that is learnt."""
 
+ADJUSTABLE = "adjustable"
+Adjustable = Annotated[_Value, ADJUSTABLE]
+"""Around the type of an option that decides how a run learns from here on, and nothing of what it has learnt or keeps:
+it may differ when the run goes on, which the log then says."""
+
 
 def require_at_least(options: Any, least: int, *names: str) -> None:
     """Raises :class:`InputError` for an option that is below ``least``; None is left alone."""
