@@ -68,7 +68,7 @@ class Progress:
 
     Args:
         run: Gets the heartbeats; None before there is a cache.
-        timeline: Of the workers, for GPU busy and data wait.
+        timeline: Of the workers, for how long encoders were busy and waited for data.
         stream: For people.
         clock: Gives seconds since the epoch.
     """
@@ -167,7 +167,7 @@ class Progress:
 
 
 def bar_line(beat: Heartbeat, elapsed_seconds: float) -> str:
-    """Returns the bar, such as ``encoding  41%|###     | 410/1000 [00:41<00:59, 10.0 clips/s, GPU 97%, data wait 1%]``.
+    """Returns the bar: ``encoding  41%|###     | 410/1000 [00:41<00:59, 10.0 clips/s, encoders 97%, data wait 1%]``.
 
     Args:
         beat: Where the job is.
@@ -176,7 +176,7 @@ def bar_line(beat: Heartbeat, elapsed_seconds: float) -> str:
     left = "?" if beat.eta_seconds is None else tqdm.format_interval(beat.eta_seconds)
     facts = [f"{tqdm.format_interval(elapsed_seconds)}<{left}", f"{beat.per_second:.1f} {beat.unit}s/s"]
     if beat.gpu_busy is not None and beat.data_wait is not None:
-        facts += [f"GPU {beat.gpu_busy:.0%}", f"data wait {beat.data_wait:.0%}"]
+        facts += [f"encoders {beat.gpu_busy:.0%}", f"data wait {beat.data_wait:.0%}"]
     bar = tqdm.format_meter(
         beat.num_done,
         beat.num_total,

@@ -212,7 +212,7 @@ class JobReport:
         yield "  of a worker's encoders", "" if self.encoder_rate is None else f"{self.encoder_rate:,.2f}"
         yield "tokens/s of T5", _rate(tally.num_tokens, workers.text if workers else None)
         if workers is not None and workers.busy is not None and workers.data_wait is not None:
-            yield "GPU busy", f"{workers.busy:.1%}"
+            yield "encoders busy", f"{workers.busy:.1%}"
             yield "data wait", f"{workers.data_wait:.1%}"
 
 

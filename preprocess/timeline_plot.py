@@ -19,8 +19,8 @@ _COLOURS: dict[Kind, str] = {"vae": "#2a6f97", "text": "#7fb7d6", "commit": "#b8
 _NAMES: dict[Kind, str] = {
     "vae": "autoencoder",
     "text": "T5",
-    "commit": "commits a shard, GPU idle",
-    "wait": "waits for frames, GPU idle",
+    "commit": "commits a shard, encoders idle",
+    "wait": "waits for frames, encoders idle",
 }
 _UNITS = ((3 * 86_400, 86_400, "days"), (3 * 3600, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))
 
@@ -82,9 +82,9 @@ def _heat_map(stored: Stored) -> Figure:
         heat.set_yticks(np.arange(len(rows)) + 0.5, [_short(worker.name) for worker in stored.workers], fontsize=8)
     else:
         heat.set_ylabel(counted(len(rows), "worker") + (f", {together} a line" if together > 1 else ""))
-    figure.colorbar(image, ax=heat, label="GPU busy, %", pad=0.01)
+    figure.colorbar(image, ax=heat, label="encoders busy, %", pad=0.01)
     middles = (np.arange(stored.num_bins) + 0.5) * stored.bin_seconds / scale
-    mean.plot(middles, _mean(rows), color=_COLOURS["vae"], label="GPU busy, mean")
+    mean.plot(middles, _mean(rows), color=_COLOURS["vae"], label="encoders busy, mean")
     waits = np.stack([np.where(worker.alive, _stacked(worker)["wait"], np.nan) for worker in stored.workers])
     mean.plot(middles, _mean(waits), color=_COLOURS["wait"], label="waits for frames, mean")
     mean.set(ylim=(0, 102), xlim=(0, stored.seconds / scale), xlabel=unit, ylabel="%")

@@ -102,7 +102,7 @@ def test_the_bar_says_rate_over_the_last_minute_busy_wait_and_time_left() -> Non
             clock.now += 1
             phase.add(1 if second < 60 else 5)
     last = stream.getvalue().splitlines()[-1]
-    assert "360/1000 [02:00<02:08, 5.0 clips/s, GPU 75%, data wait 10%]" in last
+    assert "360/1000 [02:00<02:08, 5.0 clips/s, encoders 75%, data wait 10%]" in last
 
 
 def test_a_phase_with_nothing_to_do_draws_nothing() -> None:

@@ -127,7 +127,7 @@ def test_the_table_has_a_line_a_figure() -> None:
         "samples/s": "2.00",
         "of a worker's encoders": "0.47",
         "tokens/s of T5": "50",
-        "GPU busy": "95.0%",
+        "encoders busy": "95.0%",
         "data wait": "5.0%",
     }
 
