@@ -32,7 +32,7 @@ _DEMO_MODELS = {"vae": f"{DEMO_PREFIX}vae", "text_encoder": f"{DEMO_PREFIX}t5"}
 """The tiny models, by the option that takes each."""
 _OF_CLIPS = (
     *("prune", "frame_interval", "fps", "windows_per_clip", "flip", "probes", "check_sources", "decoder", "text_gpus"),
-    "vae_micro_batch",
+    *("vae_micro_batch", "retry_refused"),
 )
 """Options that say something of clips."""
 

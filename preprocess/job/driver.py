@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -31,10 +32,12 @@ from shared.cache.card import write_card
 from shared.cache.dataset import Cache, Provenance, check_is_cache_or_empty
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM, PROBE_FOLDER
 from shared.cache.ledger import Refusal, write_ledger
+from shared.cache.schema import FORMAT_VERSION
 from shared.cache.shared_texts import SharedTexts
 from shared.clips.decode import MENDABLE, OUTDATED, Postponed
 from shared.clips.plan import ShardTasks
 from shared.clips.probes import Probes, ProbeTasks
+from shared.clips.reasons import untaken_note
 from shared.errors import InputError
 from shared.media.manifest import read_manifest
 from shared.stores.files import free_bytes
@@ -229,6 +232,11 @@ class _Job:
         if self._config.only_texts:
             return None, None
         probes = Probes.open(open_store(self._config.probes or f"{self._config.output}/{PROBE_FOLDER}"))
+        if self._config.retry_refused:
+            cache = Cache(open_store(self._config.output), {}, FORMAT_VERSION)
+            refused = probes.refused(self._manifest) | Counter(cache.read_ledger()["reason"].to_pylist())
+            if note := untaken_note(self._config.retry_refused, refused):
+                print(note, file=sys.stderr)
         tasks = probes.missing(
             self._manifest, check_stamps=self._config.check_sources, retry_refused=self._config.retry_refused
         )

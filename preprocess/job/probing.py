@@ -1,5 +1,6 @@
 """Probing as Ray tasks of some files each. What was found is stored as it comes, so that a killed job keeps it."""
 
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from shared.clips.probes import (
     probe_file,
     refused_file,
 )
+from shared.clips.reasons import untaken_note
 from shared.errors import InputError
 from shared.media.manifest import parse_mapping, read_manifest
 from shared.stores.open import open_store
@@ -151,6 +153,8 @@ def run_probe(config: ProbeConfig) -> ProbeReport:
     with cluster.joined_cluster(config.address):
         watch = Watch(Dashboard().note)
         watch.listen()
+        if note := untaken_note(config.retry_refused, probes.refused(manifest) if config.retry_refused else {}):
+            print(note, file=sys.stderr)
         tasks = probes.missing(manifest, check_stamps=config.check_sources, retry_refused=config.retry_refused)
         done = probe_all(probes, tasks, config.timeout, watch, resource_seconds=config.resource_timeout)
     reasons = probes.table_for(manifest)["reason"].drop_null().to_pylist()

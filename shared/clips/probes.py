@@ -8,6 +8,7 @@ Clips that cannot be used have rows too, with the reason, if it lasts: what may 
 missing file, is not stored.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -173,6 +174,17 @@ class Probes:
         places[~is_here & known.is_refused()[places]] = -1
         columns = {name: known.facts[name].combine_chunks() for name in _KNOWN}
         return ProbeTasks(manifest, rows, _Known(rows=places, is_here=is_here, columns=columns))
+
+    def refused(self, manifest: Manifest) -> Counter[str]:
+        """Returns how many clips of a manifest cannot be used, by reason.
+
+        Raises:
+            InputError: if a part cannot be read.
+        """
+        loaded = self._load()
+        places = loaded.find(self._keys_of(manifest))
+        reasons = loaded.facts["reason"].take(pa.array(places[places >= 0]))
+        return Counter({found["values"]: found["counts"] for found in pc.value_counts(reasons.drop_null()).to_pylist()})
 
     def again(self, manifest: Manifest, sources: Collection[str]) -> "ProbeTasks":
         """Returns what is to be done to probe these sources of a manifest again, whether they changed or not."""

@@ -4,7 +4,7 @@ Others need no retrying: what the user mends (a missing file, a row of the manif
 at by every run, and what passes by itself is in no ledger.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from shared.errors import InputError
 
@@ -27,3 +27,22 @@ def check_retried(reasons: Iterable[str]) -> None:
             f"--retry-refused {unknown[0]}: no reason for which clips stay refused: expected some of "
             f"{', '.join(sorted(RETRYABLE))}"
         )
+
+
+def untaken_note(retried: Iterable[str], refused: Mapping[str, int]) -> str | None:
+    """Returns a note for people if nothing is refused for some of the reasons that are to be tried again.
+
+    It is no error: a job that took up all of them is run again, too.
+
+    Args:
+        retried: See :func:`check_retried`.
+        refused: How many refusals there are, by reason.
+    """
+    untaken = [reason for reason in dict.fromkeys(retried) if not refused.get(reason)]
+    if not untaken:
+        return None
+    there = ", ".join(f"{reason} ({refused[reason]:,})" for reason in sorted(RETRYABLE & refused.keys()))
+    return (
+        f"note: --retry-refused {' '.join(untaken)}: nothing is refused for {'it' if len(untaken) == 1 else 'them'}; "
+        f"what could be taken up: {there or 'nothing'}"
+    )

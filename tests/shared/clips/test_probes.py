@@ -144,6 +144,8 @@ def test_reasons_that_are_tried_again_are_probed_again(tmp_path: Path) -> None:
     opened(tmp_path).add([row for made in clips for row in probed(made)])
     manifest = manifest_of(made.clip for made in clips)
     assert anew(opened(tmp_path).missing(manifest)) == []
+    assert opened(tmp_path).refused(manifest) == {"not_a_video": 1, "no_frames": 1}
+    assert opened(tmp_path).refused(manifest_of([clips[1].clip])) == {"no_frames": 1}
     assert anew(opened(tmp_path).missing(manifest, retry_refused=["not_a_video"])) == ["a"]
     opened(tmp_path).add(probed(clip("a")))
     assert named(opened(tmp_path).missing(manifest, retry_refused=["not_a_video"])) == [("b", 1)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.clips.probes import PASSING_REASONS
-from shared.clips.reasons import RETRYABLE, check_retried
+from shared.clips.reasons import RETRYABLE, check_retried, untaken_note
 from shared.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -33,3 +33,17 @@ def test_a_reason_without_effect_is_refused_and_the_known_ones_are_named(reason:
     with pytest.raises(InputError, match=f"--retry-refused {reason}: no reason .* decode_timeout, .* not_decodable"):
         check_retried(["kills_workers", reason])
     check_retried(["kills_workers", "not_decodable"])
+
+
+def test_a_reason_that_nothing_is_refused_for_is_told_with_those_that_there_are() -> None:
+    refused = {"truncated": 1200, "not_a_video": 1, "too_short": 5}
+    assert untaken_note([], refused) is None
+    assert untaken_note(["truncated"], refused) is None
+    assert untaken_note(["truncated", "kills_workers"], refused) == (
+        "note: --retry-refused kills_workers: nothing is refused for it; what could be taken up: not_a_video (1), "
+        "truncated (1,200)"
+    )
+    told = untaken_note(["no_frames", "truncated"], {})
+    assert told == (
+        "note: --retry-refused no_frames truncated: nothing is refused for them; what could be taken up: nothing"
+    )
