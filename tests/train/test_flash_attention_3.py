@@ -65,8 +65,11 @@ def test_the_forward_pass_may_be_cudnns(kernels: StandIn) -> None:
     assert_same_as_plain(partial(ours.flash_attention_3, by_cudnn=True), q, *kv.transpose(1, 4).unbind(2))
 
 
-@pytest.mark.parametrize(("length", "by_cudnn"), [(1023, None), (1024, True), (2047, True), (2048, False)])
-def test_with_fewer_tokens_the_forward_pass_is_cudnns_unless_a_backend_is_asked_for(
+@pytest.mark.parametrize(
+    ("length", "by_cudnn"),
+    [(127, None), (128, True), (192, False), (256, True), (384, False), (512, True), (1024, True), (1152, False)],
+)
+def test_the_forward_pass_is_cudnns_where_its_tiles_are_fuller_unless_a_backend_is_asked_for(
     kernels: StandIn, monkeypatch: pytest.MonkeyPatch, length: int, by_cudnn: bool | None
 ) -> None:
     def preferred(*_, flash_3_suits: bool = False, **__) -> tuple[str, ...]:
@@ -210,19 +213,19 @@ def test_it_is_chosen_for_long_sequences_on_hopper_and_never_for_others(
     assert automatic_backend(device, half, length=65536, head_width=72, packed=False) == "cudnn"  # not installed
     install(packages, "flash_attn_3", "_C.so", "3.0.0")
     clear_caches()
-    assert automatic_backend(device, half, length=1024, head_width=72, packed=False) == "flash-attn-3"
-    assert automatic_backend(device, half, length=1023, head_width=72, packed=False) == "cudnn"
+    assert automatic_backend(device, half, length=128, head_width=72, packed=False) == "flash-attn-3"
+    assert automatic_backend(device, half, length=127, head_width=72, packed=False) == "cudnn"
     assert automatic_backend(device, half, length=1024, head_width=68, packed=False) == "cudnn"
     assert automatic_backend(device, torch.float32, length=1024, head_width=72, packed=False) == "efficient"
     assert automatic_backend(torch.device("cpu"), half, length=1024, head_width=72, packed=False) == "flash"
     assert automatic_choice(device, half, head_width=72, packed=False) == (
-        "cudnn, flash-attn-3 from 1,024 tokens on (the forward pass from 2,048 on)"
+        "cudnn, flash-attn-3 from 128 tokens on (forward by cudnn up to 1,024 where its tiles are fuller)"
     )
     assert automatic_choice(device, half, head_width=72, packed=True) == (
-        "cudnn, flash-attn-3 from 128 tokens on (the forward pass from 2,048 on)"
+        "cudnn, flash-attn-3 from 96 tokens on (forward by cudnn up to 1,024 where its tiles are fuller)"
     )
-    assert automatic_backend(device, half, length=128, head_width=72, packed=True) == "flash-attn-3"
-    assert automatic_backend(device, half, length=127, head_width=72, packed=True) == "cudnn"
+    assert automatic_backend(device, half, length=96, head_width=72, packed=True) == "flash-attn-3"
+    assert automatic_backend(device, half, length=95, head_width=72, packed=True) == "cudnn"
     capability[0] = (8, 0)
     assert automatic_choice(device, half, head_width=72, packed=False) == "cudnn"
     assert automatic_backend(device, half, length=1024, head_width=72, packed=False) == "cudnn"

@@ -97,7 +97,9 @@ def test_ours_runs_with_cudnn_too_only_where_it_takes_flash_attention_3(
     assert with_cudnn() == set()
     monkeypatch.setattr(attention, "installed_packages", lambda: ("flash-attn-3",))
     packed = {f"stdit-xl/2 {size}" for size in ("16x256", "16x512", "64x512", "256x512, 2 GPUs a sample", "1x256")}
-    assert with_cudnn() == packed | {f"dit-xl/2 {n}" for n in ("16x256", "16x512", "64x512", "256x512", "1x256")}
+    assert with_cudnn() == packed | {"stdit3-xl/2 16x256"} | {
+        f"dit-xl/2 {n}" for n in ("16x256", "16x512", "64x512", "256x512", "1x256")
+    }
     alone = dataclasses.replace(STDIT[0], variants=(FUSED_CUDNN,))
     assert different_variants(alone, {}, gpu) == (FUSED_CUDNN,)
 
@@ -105,7 +107,7 @@ def test_ours_runs_with_cudnn_too_only_where_it_takes_flash_attention_3(
     used = {v.name: attention_of(v, config, (16, 32, 32), gpu) for v in (PLAIN, FUSED, FUSED_CUDNN)}
     assert used == {"plain": "flash", "ours": "flash-attn-3", "ours, cuDNN attention": "cudnn"}
     assert attention_of(FUSED, model_config("stdit-xl/2"), (16, 32, 32), gpu) == "flash-attn-3"
-    assert attention_of(FUSED, model_config("stdit3-xl/2"), (16, 32, 32), gpu) == "cudnn"  # normalises queries and keys
+    assert attention_of(FUSED, model_config("stdit3-xl/2"), (16, 32, 32), gpu) == "flash-attn-3"
     (row,) = measure(_tiny("stdit-xl/2 16x256", variants=(FUSED,)), ranks, QUICK, overrides=TINY, trace=None)
     assert row.attention == "PyTorch's flash"
     assert "| attention |" in speed_table([row])

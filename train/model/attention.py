@@ -51,17 +51,22 @@ _SDPA = {
 
 _HALF = (torch.bfloat16, torch.float16)
 
-_LONG = 1024
-"""Queries and keys from which on FlashAttention 3 is faster than cuDNN. Forward and backward, at head dim 72 on one
-H100, cuDNN takes 0.90, 1.09, 1.17 and 1.25 times as long at 256, 1,024, 4,096 and 65,536 of them."""
+_LONG = 128
+"""Queries and keys from which on FlashAttention 3, with the better forward pass, is not slower than cuDNN. Forward and
+backward, at head dim 72 on one H200, cuDNN takes 0.99, 1.04, 1.00, 1.12 and 1.18 times as long at 96, 128, 256, 1,024
+and 2,048 of them."""
 
-_LONG_PACKED = 128
+_LONG_PACKED = 96
 """The same where they are one product: gradients of cuDNN's have to be joined, FlashAttention 3's do not. On one H200
-cuDNN with that takes 1.11 times as long at 128 of them, 1.10 at 256, and 0.94 at 65."""
+cuDNN with that takes 1.16 times as long at 96 of them, 1.24 at 128, 1.12 at 256, and 1.00 at 66."""
 
-_LONG_FORWARD = 2048
-"""Queries and keys from which on FlashAttention 3 is faster in the forward pass too; with fewer, that is cuDNN's. On
-one H100 it takes 2.0, 1.08 and 0.96 times as long as cuDNN's at 256, 1,024 and 4,096 of them."""
+_MOST_BY_CUDNN = 1024
+"""Queries and keys up to which the forward pass may be cuDNN's though the backward pass is FlashAttention 3's."""
+_CUDNN_TILE, _FLASH_3_TILE = 128, 192
+"""Queries that a program takes, the latter for heads up to 96 wide. Where tiles are as full, cuDNN's forward pass takes
+0.95 times as long as FlashAttention 3's at 384 tokens and 1.2 times at 1,536; so the fuller tiles win: 0.57 at 128,
+0.60 at 256, 0.93 at 512, 0.99 at 1,024, but 1.16 at 192 (one H200, head dim 72)."""
+_MOST_FLASH_3_TILE_WIDTH = 96
 
 
 class KeyMask(NamedTuple):
@@ -151,13 +156,14 @@ def automatic_choice(device: torch.device, dtype: torch.dtype, *, head_width: in
         return short
     words = f"{short}, {long} from {lengths[1]:,} tokens on"
     if _forward_by_cudnn(device, dtype, lengths[1], head_width):
-        words += f" (the forward pass from {_LONG_FORWARD:,} on)"
+        words += f" (forward by cudnn up to {_MOST_BY_CUDNN:,} where its tiles are fuller)"
     return words
 
 
 def _forward_by_cudnn(device: torch.device, dtype: torch.dtype, length: int, head_width: int) -> bool:
     """Whether the forward pass of attention by FlashAttention 3, not asked for by name, is cuDNN's."""
-    return length < _LONG_FORWARD and flash_attention_3.cudnn_takes(device, dtype, head_width)
+    is_fuller = head_width <= _MOST_FLASH_3_TILE_WIDTH and -length % _CUDNN_TILE < -length % _FLASH_3_TILE
+    return length <= _MOST_BY_CUDNN and is_fuller and flash_attention_3.cudnn_takes(device, dtype, head_width)
 
 
 def require_backend(name: AttentionBackend, device_type: str, dtype: torch.dtype) -> None:
