@@ -183,7 +183,9 @@ def dry_run(
     max_tokens = provenance[config.text_stream]["max_tokens"]
     lines = _table([*rows, *_total(rows)])
     if rows:
-        lines.append(f"Bytes before compression, every caption of {max_tokens} tokens: at most. {_hours(num_gpus)}")
+        lines.append(
+            f"Bytes before compression, every caption of {max_tokens} tokens: at most. {_hours(rows, config, num_gpus)}"
+        )
     else:
         lines.append("Nothing to encode.")
     lines.append(f"Samples already in the cache: {work.num_committed:,}")
@@ -197,9 +199,27 @@ def dry_run(
     return "\n".join([*lines, *_refusals(work, tally)])
 
 
-def _hours(num_gpus: int) -> str:
+def _hours(rows: Sequence["_Row"], config: PreprocessConfig, num_gpus: int) -> str:
+    """Returns whose hours the table has, and how long all of them take together."""
     of_one = f"Hours of one {MEASURED_GPU}"
-    return f"{of_one}; the cluster has {counted(num_gpus, 'GPU')}." if num_gpus else f"{of_one}."
+    if not num_gpus:
+        return f"{of_one}."
+    told, used = f"{of_one}; the cluster has {counted(num_gpus, 'GPU')}", _gpus_used(config, num_gpus)
+    hours = [row.hours for row in rows if row.hours is not None]
+    if used == 0 or len(hours) < len(rows):
+        return f"{told}."
+    those = f"{used:g} of them" if used < num_gpus else "all"
+    return f"{told}: {sum(hours) / used:,.3f} hours on {those}, if they are such."
+
+
+def _gpus_used(config: PreprocessConfig, num_gpus: int) -> float:
+    """Returns how many GPUs of a cluster a job sets aside."""
+    if config.device == "cpu":
+        return 0.0
+    if config.workers is None:
+        return float(num_gpus)
+    texts = 0 if config.only_texts else config.text_gpus
+    return min(float(num_gpus), config.workers * config.gpus_per_worker + texts)
 
 
 def _refusals(work: Work, tally: Tally) -> list[str]:

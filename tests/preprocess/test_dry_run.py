@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from preprocess.config import PreprocessConfig
-from preprocess.dry_run import cache_to_plan, check_sizes, dry_run, planned_bytes, planned_provenance, shortage
+from preprocess.dry_run import (
+    _hours,
+    _Row,
+    cache_to_plan,
+    check_sizes,
+    dry_run,
+    planned_bytes,
+    planned_provenance,
+    shortage,
+)
 from preprocess.tally import Tally
 from preprocess.work import find_work
 from shared.cache.dataset import Cache
@@ -107,7 +116,21 @@ def test_what_was_refused_before_there_was_a_plan_is_said_with_an_example(tmp_pa
         "Refused, not_a_video: 1, e.g. broken: because",
         "Not looked at, throttled: 1, e.g. z.mp4: the store is busy",
     ]
-    assert any(line.endswith("Hours of one H200; the cluster has 8 GPUs.") for line in lines)
+    assert sum("Hours of one H200; the cluster has 8 GPUs: 0." in line for line in lines) == 1
+
+
+def test_hours_on_the_clusters_gpus_are_told_for_those_that_a_job_takes(tmp_path: Path) -> None:
+    def told(**options: object) -> str:
+        config = config_of(tmp_path / "cache", **options)
+        return _hours([_Row("4x64x64", 1, 1, 1, 1, 10.0)], config, 8)
+
+    assert told().endswith("the cluster has 8 GPUs: 1.250 hours on all, if they are such.")
+    assert told(workers=4, gpus_per_worker=0.5).endswith("8 GPUs: 5.000 hours on 2 of them, if they are such.")
+    assert told(workers=3, text_gpus=1).endswith("8 GPUs: 2.500 hours on 4 of them, if they are such.")
+    assert told(workers=99).endswith("1.250 hours on all, if they are such.")
+    assert told(device="cpu").endswith("Hours of one H200; the cluster has 8 GPUs.")
+    unknown = _Row("8x64x64", 1, 1, 1, 1, None)
+    assert _hours([unknown], config_of(tmp_path / "cache"), 8) == "Hours of one H200; the cluster has 8 GPUs."
 
 
 def test_a_disk_that_may_be_too_small_is_told() -> None:
