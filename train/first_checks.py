@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shared.encoders.location import require_model
 from shared.errors import InputError
 from train.checkpoint_files import list_checkpoints
 from train.config import TrainConfig
@@ -22,6 +23,8 @@ def check_first(config: TrainConfig) -> None:
         _require_told_end(config)
     if config.evaluation.preview_prompts is not None:
         read_prompts(config.evaluation.preview_prompts)
+    for option in ("vae", "text_encoder") if config.encoding.online is not None else ():
+        require_model(getattr(config.encoding, option), option=f"--{option.replace('_', '-')}")
     begins_with = config.finetuning.init_from
     if begins_with is not None and not list_checkpoints(config.output) and not (Path(begins_with) / RUN_FILE).is_file():
         require_there(begins_with)

@@ -49,6 +49,7 @@ class Previews:
         self._run, self._ranks = run, ranks
         options = run.config.evaluation
         self._sampler: Sampler = create_sampler(None, options.preview_sampling_steps, run.objective)
+        ranks.agree(lambda: self._require_autoencoder() if ranks.is_first else None)
         prompts: list[Prompt] = ranks.agree(lambda: self._find_prompts() if ranks.is_first else [])
         self._prompts = ranks.from_first(prompts)
         bucket = max(run.plan.buckets, key=lambda each: run.index.buckets[each].num_samples)
@@ -59,6 +60,10 @@ class Previews:
             width=bucket.width,
             fps=run.index.fps(bucket) if bucket.num_frames > 1 else IMAGE_FPS,
         )
+
+    def _require_autoencoder(self) -> None:
+        """Raises :class:`InputError` if it cannot be found: now, and not when the first videos are due."""
+        load_autoencoder(self._run.index.provenance, torch.device("cpu"))
 
     def _find_prompts(self) -> list[Prompt]:
         config, provenance, options = self._run.config, self._run.index.provenance, self._run.config.evaluation

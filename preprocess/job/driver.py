@@ -16,7 +16,7 @@ from preprocess.job import cluster
 from preprocess.job.dashboard import Dashboard
 from preprocess.job.pool import Pool
 from preprocess.job.probing import ProbingDone, probe_all
-from preprocess.job.settled import check_settings, settled_cache
+from preprocess.job.settled import check_models, check_settings, settled_cache
 from preprocess.job.shards import TOLD, ShardPass
 from preprocess.job.urls import resolved_url, written_url
 from preprocess.messages import MicroBatch
@@ -89,6 +89,7 @@ class _Job:
         )
         check_is_cache_or_empty(open_store(self._config.output))
         check_settings(self._config)
+        check_models(self._config)
         check_sizes(self._config)
         self._manifest = read_manifest(
             self._config.manifest, columns=config.column_mapping(), ignore=config.ignore_columns

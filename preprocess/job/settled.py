@@ -4,6 +4,7 @@ from preprocess.config import PreprocessConfig
 from shared.cache.dataset import Cache, Provenance
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM, null_caption_file
 from shared.cache.schema import FORMAT_VERSION
+from shared.encoders.location import require_model
 from shared.errors import InputError
 from shared.stores.open import open_store
 
@@ -50,6 +51,24 @@ def check_settings(config: PreprocessConfig) -> None:
     cache = Cache.open(config.output)
     if cache.version == FORMAT_VERSION:  # others are refused by who would extend them
         cache.require_settings(_provenance_of_options(config))
+
+
+def check_models(config: PreprocessConfig) -> None:
+    """Checks that there are the models of streams that the cache does not have yet, before clips are probed.
+
+    A folder that this machine does not have may be on those of the workers, who find out.
+
+    Args:
+        config: The job's options, resolved.
+
+    Raises:
+        InputError: if one is not there; or if the output is not a cache.
+    """
+    there = Cache.open(config.output).provenance if open_store(config.output).size(DATASET_FILE) is not None else {}
+    for stream in config.streams():
+        name = "vae" if stream == LATENT_STREAM else "text_encoder"
+        if stream not in there:
+            require_model(getattr(config, name), option=f"--{name.replace('_', '-')}", is_here=False)
 
 
 def _provenance_of_options(config: PreprocessConfig) -> Provenance:

@@ -1,12 +1,16 @@
 """Finding a model's files."""
 
+import os
 from pathlib import Path
+from typing import cast
 
 from shared.errors import InputError
 
 DEMO_PREFIX = "demo:"
 _DEMO_FOLDER = Path(__file__).parent / "demo"
 _DEMO_MODELS = ("t5", "vae")
+_CONFIG = "config.json"
+_HUB_SECONDS = 10.0
 
 
 def locate(model: str) -> str:
@@ -40,6 +44,65 @@ def model_folder(model: str) -> Path | None:
         place = locate(model)
         if Path(place).is_dir():
             return Path(place)
-        return Path(hf_hub_download(place, "config.json", local_files_only=True)).parent
+        return Path(hf_hub_download(place, _CONFIG, local_files_only=True)).parent
     except (InputError, OSError, ValueError):  # whoever loads it says so
         return None
+
+
+def require_model(model: str, *, option: str, is_here: bool = True) -> None:
+    """Checks that there is a model, before anything waits for it. Nothing is downloaded.
+
+    A hub that does not answer, or is not to be asked, says nothing: whoever loads the model does.
+
+    Args:
+        model: Hub id, folder, or one of this package.
+        option: By which the user named it.
+        is_here: Whether it is loaded on this machine: else a folder that is not here may be where it is.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        place = locate(model)
+    except InputError as error:
+        if not is_here and Path(model).expanduser().is_absolute():
+            return
+        raise InputError(f"{option}: {error}") from None
+    if not Path(place).is_dir():
+        _require_on_hub(place, option)
+    elif not (Path(place) / _CONFIG).is_file():
+        raise InputError(f"{option} {model}: found no {_CONFIG} in this folder: expected a model's")
+
+
+def _require_on_hub(name: str, option: str) -> None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # slow, and not needed by --help
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    if model_folder(name) is not None:
+        return
+    answers_no = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
+    """OSError, and what the HTTP client raises that the library uses: which one that is depends on its version."""
+    endpoint = os.environ.get("HF_ENDPOINT")
+    try:
+        get_hf_file_metadata(hf_hub_url(name, _CONFIG, endpoint=endpoint), timeout=_HUB_SECONDS, endpoint=endpoint)
+    except HFValidationError as error:
+        raise InputError(f"{option} {name}: neither a folder here nor the name of a hub's model ({error})") from None
+    except GatedRepoError:
+        raise InputError(
+            f"{option} {name}: its owner lets only some have it: ask for that on its page, and set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{option} {name}: no folder here, and the hub has no such model that it would show: check the name; for a "
+            "private one set HF_TOKEN"
+        ) from None
+    except EntryNotFoundError:
+        raise InputError(f"{option} {name}: the hub has no {_CONFIG} of it: expected a model in their format") from None
+    except answers_no:
+        return

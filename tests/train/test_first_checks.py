@@ -77,6 +77,15 @@ def test_weights_that_are_not_there_are_told_first_and_a_repository_is_not_asked
     check_first(config.changed(init_from="owner/name/w.pth"))
 
 
+def test_encoders_that_are_not_there_are_told_before_clips_are_probed(config, tmp_path):
+    online = {"cache": None, "online": "clips.csv", "buckets": ("4x32x32",), "vae": "demo:vae"}
+    with pytest.raises(InputError, match="--text-encoder: model '/no/t5': no such folder"):
+        check_first(config.changed(**online, text_encoder="/no/t5"))
+    with pytest.raises(InputError, match="--text-encoder .*: found no config.json in this folder"):
+        check_first(config.changed(**online, text_encoder=str(tmp_path)))
+    check_first(config.changed(**online, text_encoder="demo:t5"))
+
+
 def test_a_mistake_is_told_without_loading_what_trains(config, tmp_path):
     code = (
         "import sys, train.__main__\n"

@@ -153,6 +153,9 @@ def test_previews_of_a_cache_whose_encoders_are_not_there_are_refused_at_the_sta
     prompts.write_text("a whale\n")
     with pytest.raises(InputError, match="none"):
         train(small_config.changed(preview_every=2, preview_prompts=prompts), ranks)
+    with pytest.raises(InputError, match="VAE 'none'|model 'none'"):
+        train(small_config.changed(preview_every=2, output=tmp_path / "captions"), ranks)
+    assert not (tmp_path / "captions").exists()
     with pytest.raises(InputError, match="use --preview-guidance 1"):
         train(small_config.changed(preview_every=2, caption_dropout=0.0, output=tmp_path / "other"), ranks)
     shared = write_cache(tmp_path / "one", {next(iter(BUCKETS)): 1})

@@ -89,7 +89,7 @@ def test_memory_that_runs_out_while_a_run_is_judged_is_one_line(ranks, small_con
         ways = "fewer --evaluate-levels, or leave --evaluate-every out" if memory == "device" else "a smaller --batch"
         with pytest.raises(InputError, match=f"the evaluation after step 2: the {memory} of rank 0 .*: use {ways}"):
             train(small_config.changed(evaluate_every=2, holdout="40%"), ranks)
-    monkeypatch.setattr("train.previews.load_autoencoder", raising(error))
+    monkeypatch.setattr("train.previews.decode_latent", raising(error))
     config = small_config.changed(
         output=small_config.output / "previews", preview_every=3, previews=1, preview_sampling_steps=1
     )
