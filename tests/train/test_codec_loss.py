@@ -1,11 +1,13 @@
 """The benchmark of what codecs cost in loss: its runs are kept, and taken again for the same options only."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from shared.errors import InputError
-from train.benchmark.codec_loss import CodecLossBenchmark, _losses, codec_table, compare
+from train.benchmark.codec_loss import CodecLossBenchmark, _losses, codec_table, compare, main
 
 
 def test_a_run_is_taken_again_and_not_for_other_options(ranks, small_cache, tmp_path):
@@ -17,6 +19,14 @@ def test_a_run_is_taken_again_and_not_for_other_options(ranks, small_cache, tmp_
     assert _losses(config, ranks, "run", cache=small_cache.url) == losses
     with pytest.raises(InputError, match=r"the run there has lr=0.001 .*, this one has lr=0.01"):
         _losses(replace(config, lr=0.01), ranks, "run", cache=small_cache.url)
+
+
+def test_several_ranks_are_refused_before_anything_is_made(ranks, tmp_path, monkeypatch):
+    two = SimpleNamespace(world_size=2)
+    monkeypatch.setattr("train.benchmark.codec_loss.join_ranks", lambda: nullcontext(two))
+    with pytest.raises(InputError, match="compares runs of one device, found 2 ranks: run it alone"):
+        main(["--manifest", "unused", "--folder", str(tmp_path / "folder")])
+    assert not (tmp_path / "folder").exists()
 
 
 def test_runs_are_compared_step_by_step_and_at_the_end():

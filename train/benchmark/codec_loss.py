@@ -119,6 +119,8 @@ def main(arguments: Sequence[str]) -> int:
     config = tyro.cli(CodecLossBenchmark, prog="python -m train.benchmark codec_loss", args=arguments)
     make_room(config.output)
     with join_ranks() as ranks:
+        if ranks.world_size > 1:  # each would make the caches
+            raise InputError(f"codec_loss compares runs of one device, found {ranks.world_size} ranks: run it alone")
         codecs, windows = _compare_codecs(config, ranks), _compare_windows(config, ranks)
     print(codec_table(codecs))
     print(window_table(windows))
