@@ -128,7 +128,12 @@ class FastT5:
         self._embeddings, self._last_norm = encoder.embed_tokens.weight, encoder.final_layer_norm.weight
         self._layers = [_Layer.of(block) for block in encoder.block]
         self._bias = _bias_by_distance(encoder.block[0].layer[0].SelfAttention, max_tokens)
+        self._max_tokens = max_tokens
         self.uses_triton = model.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        if self.uses_triton:
+            from shared.encoders.t5_kernels import bias_in_vectors  # imports triton
+
+            self._bias = bias_in_vectors(self._bias, model.dtype)
         capability = torch.cuda.get_device_capability(model.device) if self.uses_triton else None
         self.fuses_gelu = fuse_gelu and why_apart(config, model.dtype, capability) is None
         self._gated: Any = None
@@ -140,7 +145,7 @@ class FastT5:
 
     def __call__(self, batch: Packed) -> Tensor:
         """Returns the last hidden states (T, W)."""
-        step = _TritonSteps(batch, self._bias) if self.uses_triton else _TorchSteps(batch, self._bias)
+        step = _TritonSteps(batch, self._bias, self._max_tokens) if self.uses_triton else _TorchSteps(batch, self._bias)
         hidden = F.embedding(batch.ids, self._embeddings)
         tokens = len(hidden)
         gated = self._gated.of_pass(tokens) if self._gated is not None and tokens >= GATED_TOKENS else None
@@ -240,11 +245,12 @@ class _TorchSteps:
 class _TritonSteps:
     """What lies between the products, a kernel each."""
 
-    def __init__(self, batch: Packed, bias: Tensor) -> None:
+    def __init__(self, batch: Packed, bias: Tensor, reach: int) -> None:
         from shared.encoders import t5_kernels  # imports triton, which is there with CUDA only
 
-        self._batch, self._bias, self._kernels = batch, bias, t5_kernels
+        self._batch, self._bias, self._reach, self._kernels = batch, bias, reach, t5_kernels
         self.rms_norm, self.gated_gelu = t5_kernels.rms_norm, t5_kernels.gated_gelu
 
     def attention(self, qkv: Tensor) -> Tensor:
-        return self._kernels.attention(qkv, self._batch.starts, self._batch.ends, self._batch.tiles, self._bias)
+        batch = self._batch
+        return self._kernels.attention(qkv, batch.starts, batch.ends, batch.tiles, self._bias, self._reach)

@@ -251,5 +251,5 @@ class TextEncoder:
         )
 
 
-VERSIONS = {"transformers": transformers.__version__, "t5_forward": 3}
+VERSIONS = {"transformers": transformers.__version__, "t5_forward": 4}
 """Recorded beside every shard; ``t5_forward`` is counted up where embeddings come out of other batches or kernels."""

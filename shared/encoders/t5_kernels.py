@@ -13,6 +13,9 @@ from torch import Tensor
 
 from shared.encoders.fast_t5 import TILE
 
+_KEYS = 64
+"""Keys that attention looks at together."""
+
 
 @triton.jit
 def _rms_norm(source, weight, out, width, epsilon, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -60,69 +63,92 @@ def gated_gelu(inner: Tensor) -> Tensor:
 
 @triton.jit
 def _attention(  # type: ignore[no-untyped-def]
-    qkv, starts, ends, tiles, bias, out, reach,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+    qkv, starts, ends, tiles, bias, out, reach, pitch,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
-    first_row, end_row = tl.load(tiles + tl.program_id(0)), tl.load(tiles + tl.program_id(0) + 1)
-    rows = first_row + tl.arange(0, BLOCK_M)
-    is_token = rows < end_row
-    start = tl.load(starts + rows, mask=is_token, other=0)
-    end = tl.load(ends + rows, mask=is_token, other=0)
+    head, tile = tl.program_id(0), tl.program_id(1)
+    first_row, end_row = tl.load(tiles + tile), tl.load(tiles + tile + 1)
     first, last = tl.load(starts + first_row), tl.load(ends + end_row - 1)
+    is_one_caption = tl.load(ends + first_row) == last
+    rows = first_row - first + tl.arange(0, BLOCK_M)  # places count from the first key
+    is_token = rows < end_row - first
     channels = tl.arange(0, BLOCK_D)
     is_channel = channels < WIDTH
     stride: tl.constexpr = 3 * HEADS * WIDTH
-    queries = qkv + head * WIDTH + channels
+    queries = qkv + first.to(tl.int64) * stride + head * WIDTH
     keys, values = queries + HEADS * WIDTH, queries + 2 * HEADS * WIDTH
-    q = tl.load(queries[None, :] + rows[:, None].to(tl.int64) * stride, mask=is_token[:, None] & is_channel, other=0.0)
+    q = tl.load(queries + rows[:, None] * stride + channels, mask=is_token[:, None] & is_channel, other=0.0)
+    known = tl.minimum(rows, end_row - first - 1)
+    start, end = tl.load(starts + first + known) - first, tl.load(ends + first + known) - first
+    at_first = reach - 1 + BLOCK_M - known  # where the table has the bias of the first key
+    at_row = bias + head * VECTOR * pitch + at_first % VECTOR * pitch + at_first // VECTOR * VECTOR
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for at in range(first, last, BLOCK_N):
+    for at in range(0, last - first, BLOCK_N):
         columns = at + tl.arange(0, BLOCK_N)
-        at_keys = columns[:, None].to(tl.int64) * stride
-        is_key = (columns < last)[:, None] & is_channel
-        k = tl.load(keys[None, :] + at_keys, mask=is_key, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        inside = (columns[None, :] >= start[:, None]) & (columns[None, :] < end[:, None])
-        distance = columns[None, :] - rows[:, None]
-        scores += tl.load(bias + head * (2 * reach - 1) + reach - 1 + distance, mask=inside, other=0.0)
-        scores = tl.where(inside, scores * 1.4426950408889634, float("-inf"))  # for exp2
+        is_key = (columns < last - first)[:, None] & is_channel
+        at_keys = columns[:, None] * stride + channels
+        k = tl.load(keys + at_keys, mask=is_key, other=0.0)
+        added = tl.load(at_row[:, None] + columns[None, :]).to(tl.float32)
+        scores = tl.dot(q, tl.trans(k), added, input_precision=PRECISION)
+        scores = tl.where(columns[None, :] < last - first, scores, float("-inf"))
+        if not is_one_caption:
+            inside = (columns[None, :] >= start[:, None]) & (columns[None, :] < end[:, None])
+            scores = tl.where(inside, scores, float("-inf"))
         above = tl.maximum(highest, tl.max(scores, 1))
-        finite = tl.where(above == float("-inf"), 0.0, above)
-        shrink = tl.exp2(highest - finite)
-        weights = tl.exp2(scores - finite[:, None])
-        v = tl.load(values[None, :] + at_keys, mask=is_key, other=0.0)
+        finite = tl.where(above == float("-inf"), 0.0, above) * 1.4426950408889634  # for exp2
+        shrink = tl.exp2(highest * 1.4426950408889634 - finite)
+        weights = tl.exp2(scores * 1.4426950408889634 - finite[:, None])
+        v = tl.load(values + at_keys, mask=is_key, other=0.0)
         total = total * shrink + tl.sum(weights, 1)
-        sums = sums * shrink[:, None]
-        sums += tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision=PRECISION)
         highest = above
-    sums = sums / total[:, None]
-    target = out + rows[:, None].to(tl.int64) * (HEADS * WIDTH) + head * WIDTH + channels[None, :]
+    sums *= (1.0 / total)[:, None]
+    target = out + first.to(tl.int64) * (HEADS * WIDTH) + head * WIDTH + rows[:, None] * (HEADS * WIDTH) + channels
     tl.store(target, sums.to(out.dtype.element_ty), mask=is_token[:, None] & is_channel)
 
 
-def attention(qkv: Tensor, starts: Tensor, ends: Tensor, tiles: Tensor, bias: Tensor) -> Tensor:
+def bias_in_vectors(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the bias as :func:`attention` reads it, (H, V, P): of 16 bytes, or V values, at a time.
+
+    Copy s begins s places later than copy 0, so that vectors of one copy or another begin at every place.
+
+    Args:
+        bias: (H, 2 R - 1), float32: added to the score by head and ``key - query + R - 1``; captions have R tokens at
+            most.
+        dtype: Of the weights that the bias comes from, which it is then exact in.
+    """
+    vector, reach = 16 // dtype.itemsize, (bias.shape[1] + 1) // 2
+    before, behind = TILE, max(reach, TILE) + _KEYS  # what is read there is left out again
+    pitch = triton.cdiv(before + reach + behind, 16) * 16
+    padded = bias.new_zeros(len(bias), pitch + vector)
+    padded[:, before : before + bias.shape[1]] = bias
+    return torch.stack([padded[:, shift : shift + pitch] for shift in range(vector)], 1).to(dtype).contiguous()
+
+
+def attention(qkv: Tensor, starts: Tensor, ends: Tensor, tiles: Tensor, bias: Tensor, reach: int) -> Tensor:
     """Returns each token's attention over its own caption (T, H * D), unscaled as T5's is.
 
-    A program takes the tokens of one tile in one head, and visits the keys of their captions only.
+    A program takes the tokens of one tile in one head, and visits the keys of their captions only. All heads of a tile
+    run side by side, so that whole rows of memory are read at a time. Only tiles of several captions compare each key
+    with each query's caption.
 
     Args:
         qkv: (T, 3, H, D).
         starts: (T,), int32: where a token's caption begins.
         ends: (T,), int32: where it ends.
         tiles: Borders of tiles, the first 0 and the last T, int32; a tile has :data:`TILE` tokens at most.
-        bias: (H, 2 R - 1), float32: added to the score by head and ``key - query + R - 1``; captions have R tokens at
-            most.
+        bias: By :func:`bias_in_vectors`, of this type.
+        reach: R: captions have so many tokens at most.
     """
     tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(tokens, heads * width)
-    _attention[(len(tiles) - 1, heads)](
-        qkv, starts, ends, tiles, bias, out, (bias.shape[1] + 1) // 2,
-        HEADS=heads, WIDTH=width, BLOCK_D=max(16, triton.next_power_of_2(width)),
-        BLOCK_M=TILE, BLOCK_N=64, PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
+    _attention[(heads, len(tiles) - 1)](
+        qkv, starts, ends, tiles, bias, out, reach, bias.shape[2],
+        HEADS=heads, WIDTH=width, BLOCK_D=max(16, triton.next_power_of_2(width)), VECTOR=bias.shape[1],
+        BLOCK_M=TILE, BLOCK_N=_KEYS, PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
         num_warps=4, num_stages=2,
     )  # fmt: skip
     return out

@@ -217,6 +217,42 @@ def test_kernels_give_what_transformers_gives(feed_forward: str, head_width: int
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("lengths", "longest"),
+    [
+        ([1], 1),
+        ([2, 1, 2], 2),
+        ([7, 8, 8], 8),
+        ([64, 65], 65),
+        ([1, 2, 61, 1, 120], 120),
+        ([121], 121),
+        ([300, 1], 300),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_that_of_each_caption_and_reads_its_own_bias(
+    lengths: list[int], longest: int, dtype: torch.dtype
+) -> None:
+    from shared.encoders.t5_kernels import attention, bias_in_vectors
+
+    torch.manual_seed(0)
+    qkv = torch.randn(sum(lengths), 3, 2, 24, device="cuda").to(dtype)
+    bias = torch.randn(2, 2 * longest - 1, device="cuda").to(dtype).float()
+    vectors = bias_in_vectors(bias, dtype)
+    batch = pack([[1] * length for length in lengths], qkv.device)
+    found = attention(qkv, batch.starts, batch.ends, batch.tiles, vectors, longest)
+    around = torch.where(bias_in_vectors(torch.ones_like(bias), dtype) == 1, vectors, 1e4)
+    assert torch.equal(attention(qkv, batch.starts, batch.ends, batch.tiles, around, longest), found)
+    for part, own in zip(qkv.split(lengths), found.split(lengths), strict=True):
+        q, k, v = part.double().transpose(0, 2).unbind(1)  # (H, L, D)
+        at = torch.arange(len(part), device=qkv.device)
+        scores = q @ k.mT + bias[:, at - at[:, None] + longest - 1]
+        expected = (scores.softmax(2) @ v).transpose(0, 1).flatten(1)
+        bound = 1e-5 if dtype == torch.float32 else 1e-2
+        assert (own - expected).norm() <= bound * expected.norm()
+
+
+@pytest.mark.gpu
 def test_encoding_does_not_wait_for_the_gpu_and_gives_the_same_bits_again() -> None:
     encoder = make_encoder(make_model(width=256, head_width=64).cuda().to(torch.bfloat16))
     captions = make_captions([7, 7, *LENGTHS[5:]])

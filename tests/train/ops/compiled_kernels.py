@@ -212,11 +212,10 @@ def _encoders() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "T5, product with GELU", lambda: gated.of_pass(tokens)(0, hidden, _empty(width), 1e-6)
     yield "T5, GELU", lambda: t5_kernels.gated_gelu(_empty(tokens, 2 * inner))
     whole, tiles = _empty(tokens, dtype=torch.int32), _empty(67, dtype=torch.int32)
+    bias = t5_kernels.bias_in_vectors(_floats(heads, 2 * reach - 1), torch.bfloat16)
     yield (
         "T5, attention",
-        lambda: t5_kernels.attention(
-            _empty(tokens, 3, heads, head_width), whole, whole, tiles, _floats(heads, 2 * reach - 1)
-        ),
+        lambda: t5_kernels.attention(_empty(tokens, 3, heads, head_width), whole, whole, tiles, bias, reach),
     )
     pixels, first = _empty(4, 3, 512, 512), _empty(128, 3, 3, 3)
     yield "VAE, first convolution", lambda: fast_vae_kernels.first_convolution(pixels, first)
