@@ -12,6 +12,7 @@ Letters: M rows, K inner size, N columns.
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -66,6 +67,10 @@ class _RefusedError(Exception):
     """The library does not do what is asked of it."""
 
 
+_Made = list[tuple[str, ctypes.c_void_p]]
+"""Descriptions that are to be freed, by what they describe."""
+
+
 class _Library:
     """cuBLASLt, for one device.
 
@@ -98,17 +103,19 @@ class _Library:
         """Sets an attribute of what has such."""
         self.call(f"{what}SetAttribute", handle, attribute, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value)))
 
-    def layout(self, rows: int, columns: int) -> ctypes.c_void_p:
+    def layout(self, rows: int, columns: int, made: "_Made") -> ctypes.c_void_p:
         """Returns the description of a contiguous matrix: for cuBLAS, which counts by columns, its transpose."""
         layout = ctypes.c_void_p()
         sizes = ctypes.c_uint64(columns), ctypes.c_uint64(rows), ctypes.c_int64(columns)
         self.call("MatrixLayoutCreate", ctypes.byref(layout), _BFLOAT16, *sizes)
+        made.append(("MatrixLayout", layout))
         return layout
 
-    def operation(self, *, transposed: bool, bias: bool) -> ctypes.c_void_p:
+    def operation(self, made: "_Made", *, transposed: bool, bias: bool) -> ctypes.c_void_p:
         """Returns the description of a product. What is second here comes first there."""
         operation = ctypes.c_void_p()
         self.call("MatmulDescCreate", ctypes.byref(operation), _COMPUTE_FLOAT32, _FLOAT32)
+        made.append(("MatmulDesc", operation))
         self.set("MatmulDesc", operation, _FIRST_TRANSPOSED, ctypes.c_int32(transposed))
         self.set("MatmulDesc", operation, _SECOND_TRANSPOSED, ctypes.c_int32(0))
         if bias:
@@ -130,6 +137,11 @@ class _Library:
             self.call("MatmulPreferenceDestroy", preference)
         return [offer.settings for offer in offers[: found.value] if offer.state == 0 and offer.workspace == 0]
 
+    def forget(self, made: "_Made") -> None:
+        """Frees descriptions; what was launched with them does not need them."""
+        for what, handle in made:
+            self.function(f"{what}Destroy")(handle)
+
     def setting(self, settings: _Settings, attribute: int) -> int:
         """Returns a setting of an algorithm."""
         value, written = ctypes.c_uint32(0), ctypes.c_size_t(0)
@@ -139,7 +151,7 @@ class _Library:
 
 
 class Product:
-    """The product of matrices of one size, by one algorithm. Its descriptions live as long as the process.
+    """The product of matrices of one size, by one algorithm. Its descriptions live as long as it does.
 
     Threads may share it: a bias is part of the description, which one thread at a time sets and launches with.
 
@@ -149,20 +161,30 @@ class Product:
         algorithm: Which.
         transposed: Whether the second matrix is (N, K).
         bias: Whether one is added, (N,).
+        adds: Whether the product is added to what is there, in float32.
 
     Raises:
         _RefusedError: where the library has no such algorithm for these sizes.
     """
 
     def __init__(
-        self, device: torch.device, sizes: tuple[int, int, int], algorithm: Algorithm, *, transposed: bool, bias: bool
+        self,
+        device: torch.device,
+        sizes: tuple[int, int, int],
+        algorithm: Algorithm,
+        *,
+        transposed: bool,
+        bias: bool,
+        adds: bool,
     ) -> None:
         M, K, N = sizes
-        library = _library(device)
-        first, second = library.layout(N, K) if transposed else library.layout(K, N), library.layout(M, K)
-        result = library.layout(M, N)
+        library, made = _library(device), _Made()
+        weakref.finalize(self, library.forget, made).atexit = False  # also if it is refused below
+        first = library.layout(N, K, made) if transposed else library.layout(K, N, made)
+        second, result = library.layout(M, K, made), library.layout(M, N, made)
         layouts = first, second, result, result
-        plain = library.operation(transposed=transposed, bias=False)  # with a bias the heuristic answers less
+        plain = library.operation(made, transposed=transposed, bias=False)  # with a bias the heuristic answers less
+        self._operation = library.operation(made, transposed=transposed, bias=bias)
         self._settings = next(
             (offer for offer in library.offers(plain, layouts) if library.setting(offer, _TILE) == algorithm.tile), None
         )
@@ -173,7 +195,6 @@ class Product:
         library.set("MatmulAlgoConfig", settings, _SWIZZLE, ctypes.c_uint32(0))
         library.set("MatmulAlgoConfig", settings, _CUSTOM, ctypes.c_uint32(algorithm.custom))
         library.set("MatmulAlgoConfig", settings, _CLUSTER, ctypes.c_uint16(algorithm.cluster))
-        self._operation = library.operation(transposed=transposed, bias=bias)
         checked = _Offer()
         library.call("MatmulAlgoCheck", library.handle, self._operation, *layouts, settings, ctypes.byref(checked))
         if checked.state or checked.workspace > _MOST_WORKSPACE:
@@ -187,11 +208,11 @@ class Product:
         self._matmul.argtypes = [*[pointer] * 14, number, pointer]  # type: ignore[attr-defined]
         self._before = library.handle, self._operation, ctypes.addressof(self._one)
         self._first, self._second, self._result = first, second, result
-        self._factor = ctypes.addressof(self._zero)
+        self._factor = ctypes.addressof(self._one if adds else self._zero)
         self._after = ctypes.addressof(self._settings), _workspace(device).data_ptr(), _MOST_WORKSPACE
 
     def __call__(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
-        """Writes the product of contiguous a and b, and the bias where there is one, into out (M, N)."""
+        """Writes the product of contiguous a and b, and the bias where there is one, into out (M, N), or adds it."""
         if bias is None:
             status = self._launch(a, b, out)
         else:
@@ -243,11 +264,12 @@ def find_product(
     *,
     transposed: bool = False,
     bias: bool = False,
+    adds: bool = False,
 ) -> Product | None:
     """Returns the :class:`Product`, or None where the library does not have it for these sizes."""
     try:
         with _BUILDING:
-            return Product(device, sizes, algorithm, transposed=transposed, bias=bias)
+            return Product(device, sizes, algorithm, transposed=transposed, bias=bias, adds=adds)
     except _RefusedError:
         return None
 

@@ -32,15 +32,17 @@ from shared.encoders.fast_t5 import FastT5, pack
 from shared.encoders.fast_vae import make_fast
 from shared.encoders.measure_rates import T5_XXL
 from shared.encoders.t5 import BATCH_TOKENS, TextEncoder
+from shared.encoders.t5_products import LEAST_TOKENS
 from shared.errors import InputError, run_entry_point
 
 MAX_TOKENS = 120
 
 WAYS = {
-    "t5-xxl": ("transformers", "transformers, compiled", "ours", "ours, GELU apart"),
+    "t5-xxl": ("transformers", "transformers, compiled", "ours", "ours, GELU apart", "ours, PyTorch's products"),
     "sd": ("diffusers", "ours", "diffusers, compiled, channels last"),
 }
-"""Ways of computing, by model: those compiled on a GPU alone, T5's with the GELU apart where ours has it fused."""
+"""Ways of computing, by model: those compiled on a GPU alone; T5's with the GELU apart, and with PyTorch's products,
+where ours does otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,11 +190,16 @@ def measure_t5(config: BenchmarkConfig) -> Iterator[Result]:
         ours["ours, GELU apart"] = FastT5(model, max_tokens=MAX_TOKENS, fuse_gelu=False)
     elif "ours, GELU apart" in config.ways:
         raise InputError("--ways 'ours, GELU apart': here it is never fused: leave this way out")
+    if ours["ours"].chooses_products:
+        ours["ours, PyTorch's products"] = FastT5(model, max_tokens=MAX_TOKENS, choose_products=False)
+    elif "ours, PyTorch's products" in config.ways:
+        raise InputError('--ways "ours, PyTorch\'s products": here there are no others: leave this way out')
     for number in (captions // 2, captions, 2 * captions, 4 * captions):
         packed = pack(full[:number], model.device)
         batch = f"{number} x {MAX_TOKENS}"
         for way, fast in ours.items():
-            if config.wants(way):
+            same = way == "ours, PyTorch's products" and number * MAX_TOKENS < LEAST_TOKENS
+            if config.wants(way) and not same:
                 result = _result(config, partial(fast, packed), way=way, batch=batch, count=len(packed.ids), **named)
                 yield _errors(result, fast(packed).view(number, MAX_TOKENS, -1)[:8], expected, cosine=True)
     if config.wants("ours"):

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
+from shared.encoders.t5_products import Products, why_pytorchs
+
 FEED_FORWARDS = ("gated-gelu", "relu")
 """``feed_forward_proj`` of configurations that are known: T5 v1.1 and mT5, and the first T5."""
 
@@ -48,6 +50,17 @@ class Packed:
     """(T,), int32: where it ends."""
     tiles: Tensor
     """Borders of tiles, int32: each of whole captions, or an equal part of one that has more tokens than a tile."""
+
+    def filled(self, rows: int) -> "Packed":
+        """Returns the batch with a last caption of so many tokens 0, in a tile of its own: others' bits stay."""
+        tokens = len(self.ids)
+        return Packed(
+            lengths=(*self.lengths, rows),
+            ids=F.pad(self.ids, (0, rows)),
+            starts=F.pad(self.starts, (0, rows), value=tokens),
+            ends=F.pad(self.ends, (0, rows), value=tokens + rows),
+            tiles=F.pad(self.tiles, (0, 1), value=tokens + rows),
+        )
 
 
 def pack(captions: Sequence[Sequence[int]], device: torch.device) -> Packed:
@@ -118,9 +131,13 @@ class FastT5:
         max_tokens: Of a caption.
         fuse_gelu: Whether the gated GELU is computed inside the product before it, where :func:`why_apart` knows of no
             obstacle, for batches of :data:`GATED_TOKENS` tokens or more.
+        choose_products: Whether large products of T5-XXL take another algorithm than PyTorch's, where
+            :func:`~shared.encoders.t5_products.why_pytorchs` knows of no obstacle.
     """
 
-    def __init__(self, model: T5EncoderModel, *, max_tokens: int, fuse_gelu: bool = True) -> None:
+    def __init__(
+        self, model: T5EncoderModel, *, max_tokens: int, fuse_gelu: bool = True, choose_products: bool = True
+    ) -> None:
         assert why_not(model) is None
         config = model.config
         encoder: Any = model.encoder
@@ -136,6 +153,8 @@ class FastT5:
             self._bias = bias_in_vectors(self._bias, model.dtype)
         capability = torch.cuda.get_device_capability(model.device) if self.uses_triton else None
         self.fuses_gelu = fuse_gelu and why_apart(config, model.dtype, capability) is None
+        self.chooses_products = choose_products and why_pytorchs(config, model.dtype, capability) is None
+        self._products = Products(chosen=self.chooses_products)
         self._gated: Any = None
         if self.fuses_gelu:
             from shared.encoders.gated_product_kernels import GatedWeights  # imports triton, as t5_kernels does
@@ -145,21 +164,25 @@ class FastT5:
 
     def __call__(self, batch: Packed) -> Tensor:
         """Returns the last hidden states (T, W)."""
+        own = len(batch.ids)
+        if filler := self._products.filler(own):
+            batch = batch.filled(filler)
         step = _TritonSteps(batch, self._bias, self._max_tokens) if self.uses_triton else _TorchSteps(batch, self._bias)
         hidden = F.embedding(batch.ids, self._embeddings)
         tokens = len(hidden)
         gated = self._gated.of_pass(tokens) if self._gated is not None and tokens >= GATED_TOKENS else None
         for place, layer in enumerate(self._layers):
             normed = step.rms_norm(hidden, layer.attention_norm, self._epsilon)
-            attended = step.attention((normed @ layer.qkv.t()).view(tokens, 3, self._heads, -1))
-            hidden.addmm_(attended, layer.out.t())
+            qkv = self._products.multiply(normed, layer.qkv)
+            attended = step.attention(qkv.view(tokens, 3, self._heads, -1))
+            self._products.add(hidden, attended, layer.out)
             if gated is not None:
                 inner = gated(place, hidden, layer.feed_forward_norm, self._epsilon)
             else:
                 inner = step.rms_norm(hidden, layer.feed_forward_norm, self._epsilon) @ layer.wi.t()
                 inner = step.gated_gelu(inner) if self._is_gated else inner.relu_()
-            hidden.addmm_(inner, layer.wo.t())
-        return step.rms_norm(hidden, self._last_norm, self._epsilon)
+            self._products.add(hidden, inner, layer.wo)
+        return step.rms_norm(hidden[:own], self._last_norm, self._epsilon)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

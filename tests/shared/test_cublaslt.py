@@ -1,6 +1,8 @@
-"""What threads that multiply at once do to each other; that products are right is tested beside those who take them."""
+"""What threads that multiply at once do to each other, and what is freed; that products are right is tested beside
+those who take them."""
 
 import ctypes
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +21,7 @@ class SlowLibrary(cublaslt._Library):
 
     def __init__(self) -> None:
         self.handle, self.bias, self.launched = ctypes.c_void_p(), None, []
+        self.made, self.freed, self.launch = [], [], lambda: None
 
     def offers(self, operation, layouts):
         return [cublaslt._Settings()]
@@ -27,7 +30,9 @@ class SlowLibrary(cublaslt._Library):
         return ALGORITHM.tile if attribute == cublaslt._TILE else 0
 
     def call(self, name, *arguments):
-        pass
+        if name.endswith("Create"):
+            self.made.append(len(self.made) + 1)
+            arguments[0]._obj.value = self.made[-1]
 
     def set(self, what, handle, attribute, value):
         if attribute == cublaslt._BIAS:
@@ -36,17 +41,28 @@ class SlowLibrary(cublaslt._Library):
 
     def function(self, name):
         def multiply(*arguments):
+            self.launch()
             self.launched.append((arguments[3], self.bias))  # where the second matrix begins, and the bias
             return 0
 
-        return multiply
+        def free(handle):
+            self.freed.append(handle.value)
+            return 0
+
+        return free if name.endswith("Destroy") else multiply
 
 
-def test_each_of_several_threads_adds_its_own_bias(monkeypatch):
+@pytest.fixture
+def library(monkeypatch):
     library = SlowLibrary()
     monkeypatch.setattr(cublaslt, "_library", lambda device: library)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
     find_product.cache_clear()
+    yield library
+    find_product.cache_clear()
+
+
+def test_each_of_several_threads_adds_its_own_bias(library):
     product = find_product(torch.device("cpu"), (8, 4, 2), ALGORITHM, transposed=True, bias=True)
     a, out = torch.zeros(8, 4), torch.zeros(8, 2)
     pairs = [(torch.zeros(2, 4), torch.zeros(2)) for _ in range(4)]
@@ -57,9 +73,35 @@ def test_each_of_several_threads_adds_its_own_bias(monkeypatch):
 
     with ThreadPoolExecutor(len(pairs)) as pool:
         list(pool.map(multiply, pairs))
-    find_product.cache_clear()
     assert len(library.launched) == 8 * len(pairs)
     assert set(library.launched) == {(weight.data_ptr(), bias.data_ptr()) for weight, bias in pairs}
+
+
+def test_a_refused_product_leaves_no_description(library, monkeypatch):
+    monkeypatch.setattr(library, "offers", lambda operation, layouts: [])
+    assert find_product(torch.device("cpu"), (8, 4, 2), ALGORITHM) is None
+    assert len(library.made) == 5
+    assert sorted(library.freed) == library.made
+
+
+def test_descriptions_live_until_the_last_thread_has_multiplied(library):
+    launching, may_go_on = threading.Event(), threading.Event()
+
+    def launch():
+        launching.set()
+        assert may_go_on.wait(60)
+
+    library.launch = launch
+    with ThreadPoolExecutor(1) as pool:
+        a, weight, out, bias = torch.zeros(8, 4), torch.zeros(2, 4), torch.zeros(8, 2), torch.zeros(2)
+        find = {"transposed": True, "bias": True}
+        done = pool.submit(find_product(torch.device("cpu"), (8, 4, 2), ALGORITHM, **find), a, weight, out, bias)
+        assert launching.wait(60)
+        find_product.cache_clear()
+        assert not library.freed
+        may_go_on.set()
+        done.result(60)
+    assert sorted(library.freed) == library.made
 
 
 @pytest.mark.gpu
