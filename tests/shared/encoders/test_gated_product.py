@@ -52,10 +52,18 @@ def on_hopper() -> None:
 
 
 @pytest.mark.gpu
+def test_tiles_of_all_programs_are_a_block_that_reads_little() -> None:
+    from shared.encoders.gated_product_kernels import rows_together
+
+    assert [rows_together(programs) for programs in (1, 78, 114, 132)] == [1, 13, 19, 12]
+    assert rows_together(113) == 14  # in no whole block
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("tokens", "width", "inner"),
-    [(1, 192, 128), (100, 192, 384), (128, 192, 640), (333, 192, 2816), (1153, 4096, 10240)],
+    [(1, 192, 128), (100, 192, 384), (128, 192, 640), (333, 192, 2816), (1700, 192, 2816), (1153, 4096, 10240)],
 )
 def test_one_kernel_rounds_no_worse_than_two(dtype: torch.dtype, tokens: int, width: int, inner: int) -> None:
     on_hopper()
