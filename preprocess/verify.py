@@ -119,7 +119,8 @@ def _print(finding: Finding) -> None:
 def _summary(config: VerifyConfig, totals: Totals, seconds: float) -> str:
     line = f"{counted(totals.num_samples, 'sample')} in {counted(totals.num_shards, 'shard')}"
     if totals.num_read < totals.num_shards:
-        line += f"; read {totals.num_read} of the shards (--sample {config.sample}, --seed {config.seed})"
+        asked = "" if config.sample is None else f" (--sample {config.sample}, --seed {config.seed})"
+        line += f"; read {totals.num_read} of the shards{asked}"
     else:
         line += "; read all"
     line = f"{line}, {totals.read_bytes / 1e6:,.1f} MB, and the whole index"

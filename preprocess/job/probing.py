@@ -147,8 +147,6 @@ def run_probe(config: ProbeConfig) -> ProbeReport:
         resolved_url(config.manifest), columns=parse_mapping(config.columns), ignore=config.ignore_columns
     )
     manifest.require_usable(config.manifest)
-    if not manifest.table.num_rows:
-        raise InputError(f"manifest {config.manifest}: it names no clip: expected at least one row")
     probes = Probes.open(open_store(written_url("probes", config.probes)))
     with cluster.joined_cluster(config.address):
         watch = Watch(Dashboard().note)

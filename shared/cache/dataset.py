@@ -207,9 +207,13 @@ def _added_streams(store: Store) -> Provenance:
 
 
 def _check_provenance(streams: object) -> None:
-    """Raises TypeError unless this is a description of streams."""
+    """Raises TypeError unless this is a description of streams, each with its width."""
     if not isinstance(streams, dict) or not all(isinstance(values, dict) for values in streams.values()):
         raise TypeError("expected an object with the streams, each an object")
+    for stream, values in streams.items():
+        name = "latent_channels" if stream == layout.LATENT_STREAM else "text_channels"
+        if type(values.get(name)) is not int or values[name] < 1:
+            raise TypeError(f"stream {stream}: {name} is {values.get(name)}, expected a whole number of at least 1")
 
 
 def check_is_cache_or_empty(store: Store) -> None:

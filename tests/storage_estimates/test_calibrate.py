@@ -79,7 +79,7 @@ def test_a_calibrated_estimate_is_within_five_percent_of_the_cache(
     tmp_path: Path, calibrated: Samples, encoded: list[Sample], latent: str, text: str, container: Container
 ) -> None:
     codecs = {"latent": Codec.parse(latent), "text.t5": Codec.parse(text)}
-    Cache.open_or_create(tmp_path, {"latent": {}, "text.t5": {}})
+    Cache.open_or_create(tmp_path, {"latent": {"latent_channels": 16}, "text.t5": {"text_channels": 32}})
     environment = {"device": "cpu", "torch": "2.13.0", "threads": 1}
     with ShardWriter(
         open_store(tmp_path), shard_id="a" * 32, folder=str(BUCKET), container=container, record={"env": environment}

@@ -82,16 +82,18 @@ class Manifest:
         return TableRows(self.table, clip_of_row)
 
     def require_usable(self, shown: str) -> None:
-        """Checks that a row can be used, if there are some.
+        """Checks that there is a row that can be used: a list that was cut off must not pass for one of nothing.
 
         Args:
             shown: What to call the manifest.
 
         Raises:
-            InputError: if each row was refused, counted by reason, with a row of the most common one.
+            InputError: if there is none; if each was refused, counted by reason, with a row of the most common one.
         """
-        if self.table.num_rows or not self.refused:
+        if self.table.num_rows:
             return
+        if not self.refused:
+            raise InputError(f"manifest {shown}: it names no clip: expected at least one row")
         reasons = Counter(row.reason for row in self.refused).most_common()
         counts = ", ".join(f"{number:,} {reason}" for reason, number in reasons)
         example = next(row for row in self.refused if row.reason == reasons[0][0])

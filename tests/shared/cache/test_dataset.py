@@ -128,6 +128,17 @@ def test_a_dataset_json_that_is_none_is_refused(tmp_path: Path, content: str) ->
         Cache.open(tmp_path)
 
 
+@pytest.mark.parametrize(("stream", "name"), [("latent", "latent_channels"), ("text.t5", "text_channels")])
+def test_a_stream_of_no_known_width_is_refused(cache: Cache, stream: str, name: str) -> None:
+    file = Path(cache.url) / "dataset.json"
+    for width in (None, "16", 0):
+        content = json.loads(file.read_text())
+        content["streams"][stream][name] = width
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=f"dataset.json: .*stream {stream}: {name} is {width}, expected a whole"):
+            Cache.open(cache.url)
+
+
 def test_a_later_format_version_is_refused(cache: Cache) -> None:
     file = Path(cache.url) / "dataset.json"
     content = json.loads(file.read_text())

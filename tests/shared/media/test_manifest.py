@@ -181,3 +181,10 @@ def test_a_manifest_leaves_no_files_behind(tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / "temporary").iterdir()) == []
     assert manifest.clips[0].captions == ("one", "two")
     assert manifest.table.column_names == ["source", "url", "offset", "size", "start", "end", "captions"]
+
+
+def test_a_list_without_a_clip_is_no_list_of_nothing(tmp_path: Path) -> None:
+    empty = read_manifest(write(tmp_path, "path,text\n"))
+    with pytest.raises(InputError, match="manifest list.csv: it names no clip: expected at least one row"):
+        empty.require_usable("list.csv")
+    read_manifest(write(tmp_path, "path,text\na.mp4,one\n")).require_usable("list.csv")
