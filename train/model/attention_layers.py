@@ -18,6 +18,8 @@ from train.model.layers import Linear, rows_for
 from train.model.layout import TokenLayout
 from train.model.long_time_attention import is_long, long_time_attention
 from train.ops.float8 import Float8Rows, with_rows
+from train.ops.modulation import writes_parcels
+from train.ops.parcels import Tokens
 from train.ops.qk_norm import qk_norm
 from train.ops.qk_norm_op import RMS_NORM_EPS
 from train.ops.time_attention import time_attention
@@ -46,6 +48,13 @@ class SelfAttention(nn.Module):
         :func:`train.model.layers.rows_for` says so.
         """
         return None if self._moved_by(layout) else rows_for(self.qkv, x)
+
+    def parcels_for(self, _x: Float[Tensor, "B T S D"], _layout: TokenLayout) -> int | None:
+        """Returns in how many parcels whatever writes tokens like x just before this reads them is to write them.
+
+        It is None for in order. Those given back lie as those given.
+        """
+        return None
 
     @abstractmethod
     def _moved_by(self, layout: TokenLayout) -> bool:
@@ -82,19 +91,22 @@ class TimeAttention(SelfAttention):
     def _moved_by(self, layout: TokenLayout) -> bool:
         return layout.moves_along_time
 
+    def parcels_for(self, x: Float[Tensor, "B T S D"], layout: TokenLayout) -> int | None:
+        return layout.parcels_along_time if layout.moves_along_time and writes_parcels(x) else None
+
     def forward(
         self,
-        x: Float[Tensor, "B T S D"],
+        x: Tokens,
         layout: TokenLayout,
         rows: Float8Rows | None = None,
         *,
         positions: Float[Tensor, "1 T 1 D"] | None = None,
         rope: Rope | None = None,
-    ) -> Float[Tensor, "B T S D"]:
+    ) -> Tokens:
         """Returns the attended tokens.
 
         Args:
-            x: Tokens.
+            x: Tokens, in as many parcels as :meth:`parcels_for` said.
             layout: Where they lie.
             rows: They in 8 bits; not with positions.
             positions: Added to the tokens of all frames first.

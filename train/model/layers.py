@@ -19,6 +19,7 @@ from train.ops.float8_linear import float8_linear, float8_linear_gelu
 from train.ops.launching import would_launch_directly
 from train.ops.linear import linear, linear_gelu
 from train.ops.modulation import gate_add_norm_modulate, norm_modulate
+from train.ops.parcels import Tokens
 
 Stream = tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"] | None, Float[Tensor, "B G D"] | None]
 """The tokens, what is still to be added to them, and the gate of that; None if nothing is.
@@ -28,13 +29,19 @@ A block leaves its last addition to whatever comes next, where it is one pass wi
 
 
 def enter(
-    stream: Stream, shift: Float[Tensor, "B G D"], scale: Float[Tensor, "B G D"], rows: Float8Rows | None = None
-) -> tuple[Float[Tensor, "B T S D"], Float[Tensor, "B T S D"]]:
-    """Returns the tokens after what was left to be added, and their modulated norm: with ``rows`` in 8 bits too."""
+    stream: Stream,
+    shift: Float[Tensor, "B G D"],
+    scale: Float[Tensor, "B G D"],
+    rows: Float8Rows | None = None,
+    *,
+    parcels: int | None = None,
+) -> tuple[Float[Tensor, "B T S D"], Tokens]:
+    """Returns the tokens after what was left to be added, and their modulated norm: with ``rows`` in 8 bits too, with
+    ``parcels`` in so many."""
     x, h, gate = stream
     if h is None:
-        return x, norm_modulate(x, shift, scale, rows)
-    return gate_add_norm_modulate(x, h, gate, shift, scale, rows)
+        return x, norm_modulate(x, shift, scale, rows, parcels=parcels)
+    return gate_add_norm_modulate(x, h, gate, shift, scale, rows, parcels=parcels)
 
 
 class Linear(nn.Linear):
@@ -60,7 +67,7 @@ class Linear(nn.Linear):
         return (linear_gelu if gelu else linear)(x, self.weight, self.bias)
 
 
-def rows_for(reader: nn.Module, x: Float[Tensor, "B T S D"]) -> Float8Rows | None:
+def rows_for(reader: nn.Module, x: Tokens) -> Float8Rows | None:
     """Returns room for as many tokens as x in 8 bits, for what writes them just before a layer reads them.
 
     It is None where the layer would not read it or converts by itself: without products in 8 bits, within what LoRA put

@@ -5,7 +5,8 @@ The models compute with tokens (B, T, S, D) and ask the layout wherever tokens m
 all of them. Everything else is done token by token and needs no other rank. So sequence parallelism is an
 implementation of :class:`TokenLayout`, in ``train/parallel``, and the models know nothing of it.
 
-Letters: B batch, T frames, S tokens of a frame, T' and S' this process's part of them, D width, H heads, P head width.
+Letters: B batch, T frames, S tokens of a frame, T' and S' this process's part of them, D width, H heads, P head width,
+C parcels, s places of a parcel.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
+
+from train.ops.parcels import Tokens
 
 Attend = Callable[[Tensor], Tensor]
 """Tokens (B, t, s, D) -> tokens (B, t, s, D)."""
@@ -31,6 +34,11 @@ class TokenLayout(Protocol):
     moves_along_space: bool
     moves_along_time: bool
 
+    @property
+    def parcels_along_time(self) -> int | None:
+        """In how many parcels of the places :meth:`along_time` would rather be given tokens, and then returns them, as
+        they travel so (:mod:`train.ops.parcels`); None: in order only."""
+
     def split(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T' S' D"]:
         """Returns this process's part of tokens that every process has whole."""
 
@@ -43,10 +51,11 @@ class TokenLayout(Protocol):
     def along_space(self, x: Float[Tensor, "B T' S' D"], attend: Attend) -> Float[Tensor, "B T' S' D"]:
         """Returns ``attend(x)`` where attend sees whole frames, (B, t, S, D), of some frames."""
 
-    def along_time(self, x: Float[Tensor, "B T' S' D"], attend: Attend) -> Float[Tensor, "B T' S' D"]:
+    def along_time(self, x: Tokens, attend: Attend) -> Tokens:
         """Returns ``attend(x)`` where attend sees all frames, (b, T, s, D), of some places.
 
-        Those of several samples may come side by side, as of one.
+        Those of several samples may come side by side, as of one. Tokens (B, T', S', D) are returned so, and those in
+        parcels, (C, T', B, s, D), in those.
         """
 
     def along_all(self, qkv: Float[Tensor, "B T' S' 3 H P"], attend: AttendHeads) -> Float[Tensor, "B T' S' H P"]:
@@ -57,6 +66,7 @@ class WholeLayout:
     """All tokens in one process."""
 
     moves_along_space = moves_along_time = False
+    parcels_along_time = None
 
     def split(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
         return x

@@ -73,7 +73,7 @@ class STDiTBlock(Block):
         x, h = enter(stream, shift_msa, scale_msa, rows)
         h = self.attn(h, layout, rows)
         rows = self.attn_temp.rows_for(x, layout) if time_positions is None else None
-        x, h = gate_add_twice(x, h, gate_msa, rows)
+        x, h = gate_add_twice(x, h, gate_msa, rows, parcels=self.attn_temp.parcels_for(x, layout))
         h = self.attn_temp(h, layout, rows, positions=time_positions)
         rows = rows_for(self.cross_attn.q_linear, x)
         x, h = gate_add_twice(x, h, gate_msa, rows)

@@ -2,8 +2,9 @@
 
 Parts may be of unequal sizes, so nothing is ever padded: where a size does not divide, some ranks hold one more.
 Tensors without content take the same memory, and meet no other rank. Where somebody looks on, what sets off is one
-operator, whose result checkpointing can keep by name: then nothing travels twice. In a compiled graph that operator
-waits for what arrives.
+operator, whose result checkpointing can keep by name: then nothing travels twice. Where several arrive in one room,
+there are two: what makes the room, which is kept with all that arrives in it, and what sets off. In a compiled graph
+the operator waits for what arrives.
 """
 
 import itertools
@@ -135,8 +136,9 @@ def _all_to_all(
 
 _numbers = itertools.count()
 _groups: dict[int, Group] = {}
+_rooms: dict[int, Tensor] = {}
 _works: dict[int, dist.Work] = {}
-"""By the number of a journey, what goes past PyTorch's dispatcher: its ranks, and how to wait for it."""
+"""By the number of a journey, what goes past PyTorch's dispatcher: its ranks, where it ends, and how to wait for it."""
 
 
 def _begin(
@@ -145,7 +147,7 @@ def _begin(
     """Returns room for what the other ranks send, which is on its way, as are the parts of x along ``dim``."""
     group = _groups[number]
     sent, sent_numels = _pack(x, dim, sizes)
-    received = x.new_empty(sum(received_numels))
+    received = _rooms[number] if number in _rooms else x.new_empty(sum(received_numels))
     work = dist.all_to_all_single(
         received, sent, list(received_numels), sent_numels, group=group.handle, async_op=not at_once
     )
@@ -160,6 +162,35 @@ _begin_operator = torch.library.custom_op("latentmill_exchange::begin", mutates_
 @_begin_operator.register_fake
 def _(x: Tensor, dim: int, sizes: Sequence[int], received_numels: Sequence[int], at_once: bool, number: int) -> Tensor:
     return x.new_empty(sum(received_numels))
+
+
+@torch.library.custom_op("latentmill_exchange::begin_in_room", mutates_args=())
+def _begin_in_room_operator(
+    x: Tensor, dim: int, sizes: Sequence[int], received_numels: Sequence[int], at_once: bool, number: int
+) -> Tensor:
+    """The same into room that there is. Its result has no values: kept, it says that this has arrived there already."""
+    _begin(x, dim, sizes, received_numels, at_once, number)
+    return x.new_empty(0)
+
+
+@_begin_in_room_operator.register_fake
+def _(x: Tensor, dim: int, sizes: Sequence[int], received_numels: Sequence[int], at_once: bool, number: int) -> Tensor:
+    return x.new_empty(0)
+
+
+@torch.library.custom_op("latentmill_exchange::room", mutates_args=())
+def _room_operator(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.new_empty(shape)
+
+
+@_room_operator.register_fake
+def _(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.new_empty(shape)
+
+
+def room_for(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Returns room for several journeys of tensors like x. Checkpointing that keeps what arrives keeps all of it."""
+    return x.new_empty(shape) if launches_directly(x) else _room_operator(x, shape)
 
 
 @torch.library.custom_op("latentmill_exchange::all_at_once", mutates_args=())
@@ -187,6 +218,7 @@ class Journey:
         whole: Their sizes.
         swapped: Whether the first two dimensions are swapped before x travels, and after.
         at_once: Whether what is launched next waits for it anyway.
+        room: From :func:`room_for`, contiguous: where it ends, if it lies there as it comes. None: in room of its own.
     """
 
     def __init__(
@@ -195,9 +227,10 @@ class Journey:
         group: Group,
         dims: tuple[int, int],
         whole: tuple[int, int],
-        swapped: tuple[bool, bool],
+        swapped: tuple[bool, bool] = (False, False),
         *,
         at_once: bool = False,
+        room: Tensor | None = None,
     ) -> None:
         scatter, self._gather = dims
         self._swapped = swapped[1]
@@ -217,8 +250,13 @@ class Journey:
             return
         number = next(_numbers)
         _groups[number] = group
-        begin = _begin if launches_directly(x) else _begin_operator
-        self._received = begin(x, scatter, list(sizes), self._numels, at_once, number)
+        if room is not None:
+            assert all(size == 1 for size in self._shapes[0][: self._gather])
+            _rooms[number] = room.view(-1)
+        operator = _begin_operator if room is None else _begin_in_room_operator
+        begin = _begin if launches_directly(x) else operator
+        received = begin(x, scatter, list(sizes), self._numels, at_once, number)
+        self._received = received if room is None else _rooms.pop(number)
         del _groups[number]
         self._work = _works.pop(number, None)  # nothing travels again what checkpointing has kept
 

@@ -10,7 +10,10 @@ without values, which says what comes after what; the journey itself is kept bes
 recorded last, so the backward pass goes through the pieces from the last to the first, and each is under way while the
 one before it is computed.
 
-Letters: B batch, T frames, S places of a frame, T' and s a rank's part of them, D width.
+Tokens that come in parcels, (C, T', B, s, D), one for each rank of each piece (``train/ops/parcels.py``), set off from
+where they lie, and come back to where they lie: all pieces to one tensor. Others are copied on both sides.
+
+Letters: B batch, T frames, S places of a frame, T' and s a rank's part of them, D width, C parcels.
 """
 
 from collections.abc import Callable
@@ -20,7 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from train.parallel.exchange import Group, Journey, part_sizes
+from train.ops.parcels import Tokens
+from train.parallel.exchange import Group, Journey, part_sizes, room_for
 
 PIECES = 2
 """On two H100s steps of STDiT-XL/2 at 256x512x512 take 1,802 ms in two and 2,245 in four, though a forward pass of the
@@ -47,73 +51,119 @@ def number_of_pieces(batch: int, frames: int, places: int, group: Group) -> int:
 
 
 def attend_in_pieces(
-    x: Float[Tensor, "B T' S D"],
+    x: Tokens,
     group: Group,
     frames: int,
     num_pieces: int,
     attend: Callable[[Float[Tensor, "T B s D"]], Float[Tensor, "T B s D"]],
-) -> Float[Tensor, "B T' S D"]:
-    """Returns ``attend(x)`` where attend sees all frames of some places, a piece at a time.
+) -> Tokens:
+    """Returns ``attend(x)`` where attend sees all frames of some places, a piece at a time, in the order of x.
 
     Args:
-        x: All places of this rank's frames.
+        x: All places of this rank's frames; in parcels, it has one for each rank of each piece.
         group: The ranks that have the other frames; all of them call it.
         frames: Of all ranks.
         num_pieces: At most as many as there are places for each rank.
         attend: Called for each piece.
     """
-    swap = _Swap(group, frames, part_sizes(x.shape[2], num_pieces))
+    swap = (_Swap if x.ndim == 4 else _ParcelSwap)(group, frames, x.shape, num_pieces)
     marks = _SetOff.apply(x, swap)
     back = []
     for piece, mark in enumerate(marks):
         places: Tensor = _Arrive.apply(mark, swap, piece)
         back.append(_SetOffBack.apply(attend(places), swap, piece))
-    out: Tensor = _ArriveBack.apply(swap, x.shape, *back)
+    out: Tensor = _ArriveBack.apply(swap, *back)
     return out
 
 
 class _Swap:
-    """The journeys of one swap there and back, of tokens or of their gradients: at most one a piece is under way."""
+    """The journeys of one swap there and back, of tokens or of their gradients: at most one a piece is under way.
 
-    def __init__(self, group: Group, frames: int, sizes: tuple[int, ...]) -> None:
-        self._group, self._frames = group, frames
-        self.sizes = sizes
-        """Places of each piece."""
+    Args:
+        group: The ranks.
+        frames: Of all ranks.
+        shape: Of all places of this rank's frames.
+        num_pieces: Of them.
+    """
+
+    def __init__(self, group: Group, frames: int, shape: torch.Size, num_pieces: int) -> None:
+        self.num_pieces = num_pieces
+        self._group, self._frames, self._shape = group, frames, shape
         self._under_way: dict[int, Journey] = {}
 
-    def to_places(self, piece: int, x: Float[Tensor, "B T' S D"]) -> None:
+    def to_places(self, piece: int, x: Tokens) -> None:
         """Sends a piece of all places of this rank's frames."""
-        part = x.split(self.sizes, 2)[piece]
-        journey = Journey(part, self._group, (2, 0), (self.sizes[piece], self._frames), (True, False))
+        part = x.split(self._sizes, 2)[piece]
+        journey = Journey(part, self._group, (2, 0), (self._sizes[piece], self._frames), (True, False))
         self._under_way[piece] = journey
 
     def to_frames(self, piece: int, x: Float[Tensor, "T B s D"]) -> None:
         """Sends all frames of this rank's places of a piece."""
-        journey = Journey(x, self._group, (0, 2), (self._frames, self.sizes[piece]), (False, True))
+        journey = Journey(x, self._group, (0, 2), (self._frames, self._sizes[piece]), (False, True))
         self._under_way[piece] = journey
 
-    def arrived(self, piece: int) -> Tensor:
-        """Returns the piece that was under way."""
+    def arrived(self, piece: int) -> Float[Tensor, "T B s D"]:
+        """Returns the piece that was under way to its places."""
         return self._under_way.pop(piece).arrived()
 
-    def all_arrived(self, out: Float[Tensor, "B T' S D"]) -> Tensor:
-        """Returns ``out``, with all pieces that were under way in it."""
-        for piece, place in enumerate(out.split(self.sizes, 2)):
+    def all_arrived(self, like: Tensor) -> Tokens:
+        """Returns all pieces that were under way to their frames; ``like`` is any tensor of their type."""
+        out = like.new_empty(self._shape)
+        for piece, place in enumerate(out.split(self._sizes, 2)):
             self._under_way.pop(piece).arrived(place)
         return out
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return part_sizes(self._shape[2], self.num_pieces)
+
+
+class _ParcelSwap(_Swap):
+    """Of tokens in parcels, which are copied nowhere."""
+
+    _room: Tensor | None = None
+    """Where pieces come back to, while some are under way there."""
+
+    def to_places(self, piece: int, x: Float[Tensor, "C T' B s D"]) -> None:
+        journey = Journey(self._of(piece, x), self._group, (0, 1), (self._group.size, self._frames))
+        self._under_way[piece] = journey
+
+    def to_frames(self, piece: int, x: Float[Tensor, "T B s D"]) -> None:
+        if self._room is None:
+            self._room = room_for(x, self._shape)
+        self._under_way[piece] = Journey(
+            x.unsqueeze(0),
+            self._group,
+            (1, 0),
+            (self._frames, self._group.size),
+            room=self._of(piece, self._room),
+        )
+
+    def arrived(self, piece: int) -> Float[Tensor, "T B s D"]:
+        return super().arrived(piece).squeeze(0)
+
+    def all_arrived(self, _like: Tensor) -> Float[Tensor, "C T' B s D"]:
+        for piece in range(self.num_pieces):
+            super().arrived(piece)
+        room, self._room = self._room, None
+        assert room is not None
+        return room
+
+    def _of(self, piece: int, x: Tensor) -> Tensor:
+        return x.narrow(0, piece * self._group.size, self._group.size)
 
 
 class _SetOff(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, swap: _Swap) -> tuple[Tensor, ...]:
-        ctx.swap, ctx.shape = swap, x.shape
-        for piece in range(len(swap.sizes)):
+        ctx.swap = swap
+        for piece in range(swap.num_pieces):
             swap.to_places(piece, x)
-        return tuple(x.new_empty(0) for _ in swap.sizes)
+        return tuple(x.new_empty(0) for _ in range(swap.num_pieces))
 
     @staticmethod
     def backward(ctx: Any, *marks: Tensor) -> tuple[Tensor, None]:
-        return ctx.swap.all_arrived(marks[0].new_empty(ctx.shape)), None
+        return ctx.swap.all_arrived(marks[0]), None
 
 
 class _Arrive(torch.autograd.Function):
@@ -142,13 +192,13 @@ class _SetOffBack(torch.autograd.Function):
 
 class _ArriveBack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, swap: _Swap, shape: torch.Size, *marks: Tensor) -> Tensor:
+    def forward(ctx: Any, swap: _Swap, *marks: Tensor) -> Tensor:
         ctx.swap = swap
-        return swap.all_arrived(marks[0].new_empty(shape))
+        return swap.all_arrived(marks[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        pieces = range(len(ctx.swap.sizes))
+        pieces = range(ctx.swap.num_pieces)
         for piece in reversed(pieces):  # as they are needed
             ctx.swap.to_places(piece, gradients[0])
-        return None, None, *(gradients[0].new_empty(0) for _ in pieces)
+        return None, *(gradients[0].new_empty(0) for _ in pieces)

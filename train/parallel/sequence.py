@@ -33,6 +33,7 @@ from torch import Tensor
 from shared.errors import InputError
 from shared.wording import counted
 from train.model.layout import Attend, AttendHeads, LayoutFor, TokenLayout, WholeLayout
+from train.ops.parcels import Tokens
 from train.parallel.exchange import (
     Group,
     exchange,
@@ -95,7 +96,7 @@ def _layout_of(group: Group, in_pieces: bool, batch: int, frames: int, frame_tok
     require_size(frames, frame_tokens, group.size)
     if spread_places(batch, frames, frame_tokens, group.size):
         return PlacesLayout(group, batch, frames, frame_tokens)
-    return FramesLayout(group, frames, frame_tokens, in_pieces=in_pieces)
+    return FramesLayout(group, batch, frames, frame_tokens, in_pieces=in_pieces)
 
 
 def require_degree(degree: int, world_size: int) -> None:
@@ -153,8 +154,20 @@ class FramesLayout:
 
     moves_along_space, moves_along_time = False, True
 
-    def __init__(self, group: Group, frames: int, frame_tokens: int, *, in_pieces: bool) -> None:
-        self._group, self._frames, self._frame_tokens, self._in_pieces = group, frames, frame_tokens, in_pieces
+    def __init__(self, group: Group, batch: int, frames: int, frame_tokens: int, *, in_pieces: bool) -> None:
+        self._group, self._batch, self._frames, self._frame_tokens = group, batch, frames, frame_tokens
+        self._in_pieces = in_pieces
+
+    @property
+    def parcels_along_time(self) -> int | None:
+        """One for each rank, of each piece; None where places do not divide so."""
+        parcels = self._num_pieces() * self._group.size
+        return None if self._frame_tokens % parcels else parcels
+
+    def _num_pieces(self) -> int:
+        if not self._in_pieces:
+            return 1
+        return number_of_pieces(self._batch, self._frames, self._frame_tokens, self._group)
 
     def split(self, x: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T' S D"]:
         return take_part(x, self._group, 1).contiguous()
@@ -168,14 +181,17 @@ class FramesLayout:
     def along_space(self, x: Float[Tensor, "B T' S D"], attend: Attend) -> Float[Tensor, "B T' S D"]:
         return attend(x)
 
-    def along_time(self, x: Float[Tensor, "B T' S D"], attend: Attend) -> Float[Tensor, "B T' S D"]:
+    def along_time(self, x: Tokens, attend: Attend) -> Tokens:
         def attend_all(x: Float[Tensor, "T B s D"]) -> Float[Tensor, "T B s D"]:
             places = x.flatten(1, 2).unsqueeze(0)  # those of all samples, as one sample's
             return _attend_something(places, 2, attend).view(x.shape)
 
-        num_pieces = number_of_pieces(x.shape[0], self._frames, self._frame_tokens, self._group)
-        if self._in_pieces and num_pieces > 1:
+        if (num_pieces := self._num_pieces()) > 1:
             return attend_in_pieces(x, self._group, self._frames, num_pieces, attend_all)
+        if x.ndim == 5:
+            x = exchange(x, self._group, scatter=0, gather=1, gathered=self._frames)
+            along = attend_all(x.squeeze(0)).unsqueeze(0)
+            return exchange(along, self._group, scatter=1, gather=0, gathered=self._group.size)
         along = attend_all(frames_to_places(x, self._group, self._frames))
         return places_to_frames(along, self._group, self._frame_tokens)
 
@@ -187,6 +203,7 @@ class PlacesLayout:
     """Each rank has some places of every frame: (B, T, S', D)."""
 
     moves_along_space, moves_along_time = True, False
+    parcels_along_time = None
 
     def __init__(self, group: Group, batch: int, frames: int, frame_tokens: int) -> None:
         self._group, self._batch, self._frames, self._frame_tokens = group, batch, frames, frame_tokens

@@ -31,4 +31,8 @@ ON_FOUR = [
 ]
 
 LAYOUT_MODULE = "tests.train.distributed.layout_checks"
-LAYOUT_CHECKS = ["layouts_change_no_value_and_no_gradient", "what_cannot_be_spread_is_told"]
+LAYOUT_CHECKS = [
+    "layouts_change_no_value_and_no_gradient",
+    "tokens_that_travel_in_parcels_change_no_bit",
+    "what_cannot_be_spread_is_told",
+]

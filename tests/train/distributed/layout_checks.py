@@ -1,5 +1,6 @@
 """Checks of the layouts alone, against one process that has all tokens: values, gradients, weights' gradients."""
 
+import itertools
 from pathlib import Path
 from unittest import mock
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from shared.errors import InputError
 from tests.train.small_models import inputs, small_model
+from train.model.checkpointing import ACTIVATION_CHECKPOINTING
 from train.model.layout import LayoutFor, whole_layout
 from train.parallel.pieces import PIECE_TOKENS
 from train.parallel.ranks import Ranks
@@ -85,6 +87,42 @@ def layouts_change_no_value_and_no_gradient(ranks: Ranks, _folder: Path) -> None
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, atol=1e-10, rtol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
     assert kinds == {FramesLayout, PlacesLayout}
+
+
+def tokens_that_travel_in_parcels_change_no_bit(ranks: Ranks, _folder: Path) -> None:
+    """Nor how often anything is sent; with parts of unequal numbers of frames, and in order where places do not divide.
+
+    On CPUs plain PyTorch writes parcels and reads them; on GPUs kernels do.
+    """
+    cases = itertools.product(("stdit-ti/2", "stdit3-ti/2"), ACTIVATION_CHECKPOINTING)
+    for (kind, mode), (columns, piece_tokens) in itertools.product(cases, ((8, 0), (8, PIECE_TOKENS), (6, 0))):
+        results, sent, orders = [], [], []
+        for parcelled in (False, True):
+            parallel = SequenceParallel(ranks.world_size)
+            model = small_model(kind, activation_checkpointing=mode).to(ranks.device)
+            model.layout_for = parallel.layout_for
+            size = (5, 4, columns)
+            given = {name: value.to(ranks.device) for name, value in inputs(kind, size=size).items()}
+            if kind.startswith("stdit3"):
+                given["x_mask"] = torch.arange(10, device=ranks.device).view(2, 5) % 3 > 0  # frames' own modulation
+            with (
+                mock.patch("train.parallel.sequence.spread_places", return_value=False),
+                mock.patch("train.parallel.pieces.PIECE_TOKENS", piece_tokens),
+                mock.patch("train.model.attention_layers.writes_parcels", return_value=parcelled),
+                mock.patch("torch.distributed.all_to_all_single", wraps=dist.all_to_all_single) as exchanges,
+            ):
+                orders.append(parallel.layout_for(2, 5, columns).parcels_along_time)
+                out = model(**given)
+                out.square().mean().backward()
+            results.append([out.detach(), *(parameter.grad for parameter in model.parameters())])
+            sent.append(exchanges.call_count)
+        num_pieces = 1 if piece_tokens else 2
+        divides = columns % (num_pieces * ranks.world_size) == 0
+        assert set(orders) == {num_pieces * ranks.world_size if divides else None}, orders
+        assert sent[0] == sent[1] > 0
+        tolerance = {"rtol": 1e-4, "atol": 1e-6} if ranks.device.type == "cuda" else {"rtol": 0, "atol": 0}
+        for one, other in zip(*results, strict=True):  # attention within frames may add in any order on GPUs
+            torch.testing.assert_close(other, one, **tolerance, msg=lambda m, w=(kind, mode, columns): f"{w}: {m}")
 
 
 def what_cannot_be_spread_is_told(ranks: Ranks, _folder: Path) -> None:

@@ -10,9 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train.distributed.check_names import LAYOUT_CHECKS, LAYOUT_MODULE
 from tests.train.distributed.launch import run_checks
+from tests.train.small_models import inputs, small_model
+from train.model import attention_layers
+from train.ops.parcels import parcelled_shape
 from train.parallel import pieces
 from train.parallel.exchange import Group, _pack, _unpack, _wide, part_sizes
-from train.parallel.sequence import FramesLayout
+from train.parallel.sequence import FramesLayout, busiest_layout
 
 CHECKS = [*LAYOUT_CHECKS, "compiled_blocks_exchange_what_others_do"]
 
@@ -64,7 +67,7 @@ def test_around_attention_along_time_tokens_are_copied_once_an_exchange(
     size: tuple[int, int, int], piece_tokens: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pieces, "PIECE_TOKENS", piece_tokens)
-    layout = FramesLayout(Group(None, 0, 2), *size[1:], in_pieces=True)
+    layout = FramesLayout(Group(None, 0, 2), *size, in_pieces=True)
     x = torch.empty(size[0], part_sizes(size[1], 2)[0], size[2], 8, device="meta", requires_grad=True)
     with _Copies() as forward:
         out = layout.along_time(x, lambda places: places * 2)
@@ -77,12 +80,44 @@ def test_around_attention_along_time_tokens_are_copied_once_an_exchange(
         assert forward.widths == backward.widths == {16}
 
 
-def test_one_piece_is_under_way_while_another_is_computed_in_the_backward_pass_too(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("piece_tokens", [pieces.PIECE_TOKENS, 0], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("size", [(1, 4, 8), (3, 5, 8)], ids=str)
+def test_tokens_in_parcels_are_copied_nowhere(
+    size: tuple[int, int, int], piece_tokens: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", piece_tokens)
+    layout = FramesLayout(Group(None, 0, 2), *size, in_pieces=True)
+    parcels = layout.parcels_along_time
+    assert parcels == (4 if piece_tokens == 0 else 2)
+    shape = parcelled_shape((size[0], part_sizes(size[1], 2)[0], size[2], 8), parcels)
+    x = torch.empty(shape, device="meta", requires_grad=True)
+    with _Copies() as forward:
+        out = layout.along_time(x, lambda places: places * 2)
+    with _Copies() as backward:
+        (gradient,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    assert out.shape == gradient.shape == x.shape
+    assert out.is_contiguous()
+    assert gradient.is_contiguous()
+    assert forward.nbytes == backward.nbytes == 0
+
+
+def test_tokens_come_in_parcels_where_places_divide():
+    group = Group(None, 0, 2)
+    for places, in_pieces, parcels in ((1024, True, 4), (1024, False, 2), (1026, True, None), (1026, False, 2)):
+        assert FramesLayout(group, 1, 256, places, in_pieces=in_pieces).parcels_along_time == parcels
+    assert FramesLayout(group, 1, 16, 1026, in_pieces=True).parcels_along_time == 2
+    assert FramesLayout(group, 1, 16, 1025, in_pieces=True).parcels_along_time is None
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 8, 8), (4, 2, 1, 2, 8)], ids=["in order", "in parcels"])
+def test_one_piece_is_under_way_while_another_is_computed_in_the_backward_pass_too(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
     events: list[str] = []
 
     class Recorded(pieces.Journey):
-        def __init__(self, x: Tensor, *rest: Any) -> None:
-            super().__init__(x, *rest)
+        def __init__(self, x: Tensor, *rest: Any, **options: Any) -> None:
+            super().__init__(x, *rest, **options)
             events.append("sent")
 
         def arrived(self, *rest: Any) -> Tensor:
@@ -102,8 +137,8 @@ def test_one_piece_is_under_way_while_another_is_computed_in_the_backward_pass_t
 
     monkeypatch.setattr(pieces, "Journey", Recorded)
     monkeypatch.setattr(pieces, "PIECE_TOKENS", 0)
-    layout = FramesLayout(Group(None, 0, 2), 4, 8, in_pieces=True)
-    x = torch.empty(1, 2, 8, 8, device="meta", requires_grad=True)
+    layout = FramesLayout(Group(None, 0, 2), 1, 4, 8, in_pieces=True)
+    x = torch.empty(shape, device="meta", requires_grad=True)
     out = layout.along_time(x, Computed.apply)
     one_way = ["sent", "sent", "arrived", "computed", "sent", "arrived", "computed", "sent", "arrived", "arrived"]
     assert events == one_way
@@ -131,3 +166,24 @@ def test_copies_take_sixteen_bytes_at_once_where_rows_are_made_of_them():
     ):
         assert (_wide(other).dtype == torch.complex128) == wide
         assert torch.equal(_wide(other).contiguous().view(torch.bfloat16), other.contiguous())
+
+
+@pytest.mark.parametrize("piece_tokens", [pieces.PIECE_TOKENS, 0], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("mode", ["none", "selective"])
+@pytest.mark.parametrize("kind", ["stdit-ti/2", "stdit3-ti/2"])
+def test_models_write_and_read_tokens_as_they_travel(
+    kind: str, mode: str, piece_tokens: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", piece_tokens)
+    copied = {}
+    for parcelled in (True, True, False):  # positions are made once
+        monkeypatch.setattr(attention_layers, "writes_parcels", lambda _, p=parcelled: p)
+        model = small_model(kind, activation_checkpointing=mode).to("meta")
+        model.layout_for = busiest_layout(2, in_pieces=True)
+        given = {name: value.to("meta") for name, value in inputs(kind, size=(4, 4, 8)).items()}
+        with _Copies() as copies:
+            model(**given).sum().backward()
+        copied[parcelled] = copies.nbytes
+    tokens = 2 * 2 * 8 * 48 * 4
+    around_attention = 4 if mode == "none" else 6  # of each of two blocks, two of them again
+    assert copied[False] - copied[True] == 2 * around_attention * tokens

@@ -82,7 +82,10 @@ def recomputing_activations_changes_nothing(ranks: Ranks, _folder: Path) -> None
 
 
 def swapping_places_in_pieces_changes_nothing(ranks: Ranks, _folder: Path) -> None:
-    """And what has come from other ranks is not sent again but by ``full``, which has kept nothing."""
+    """And what has come from other ranks is not sent again but by ``full``, which has kept nothing.
+
+    At stage 3, where it goes at once, places divide, and it goes in parcels.
+    """
     for name, stage, amount, num_exchanges in (
         # in each of two blocks there and back, forward and backward: two steps at once, one in two pieces
         ("stdit-ti/2", 2, "none", 32),
@@ -94,6 +97,7 @@ def swapping_places_in_pieces_changes_nothing(ranks: Ranks, _folder: Path) -> No
         options = {"sequence_parallel": ranks.world_size, "activation_checkpointing": amount}
         with (
             mock.patch("train.parallel.pieces.PIECE_TOKENS", 0),
+            mock.patch("train.model.attention_layers.writes_parcels", return_value=True),
             mock.patch("torch.distributed.all_to_all_single", wraps=dist.all_to_all_single) as exchanges,
         ):
             found = trained(ranks, name, zero_stage=stage, **options)

@@ -161,6 +161,35 @@ def _modulation() -> Iterator[tuple[str, Callable[[], Any]]]:
                 )
 
 
+def _parcels() -> Iterator[tuple[str, Callable[[], Any]]]:
+    from train.ops import modulation_kernels as kernels
+    from train.ops.parcels import parcelled_shape
+
+    x, statistics = _empty(B, T, S, D), _floats(2 * N)
+    shape = parcelled_shape(x.shape, 4)
+    moved = _empty(*shape)
+    shift, scale, gate = _empty(B, 1, 3, D).unbind(2)
+    for name, h, g in (("norm", None, None), ("gate and norm", x, gate)):
+        yield f"{name}, to parcels, forward", lambda h=h, g=g: kernels.forward(x, h, g, shift, scale, None, 4)
+        yield (
+            f"{name}, to parcels, backward",
+            lambda h=h, g=g: kernels.backward(
+                None if h is None else x, None, moved, x, statistics, h, g, scale, x.shape
+            ),
+        )
+    yield "gate, to parcels, forward", lambda: kernels.forward(x, x, gate, None, None, None, 4)
+    for name, own in (("h from parcels", x), ("from parcels", moved)):
+        yield f"gate, {name}, forward", lambda own=own: kernels.forward(own, moved, gate, None, None)
+        yield (
+            f"gate, {name}, read twice, backward",
+            lambda own=own: kernels.backward(x, x, None, None, None, moved, gate, None, own.shape),
+        )
+    yield (
+        "gate, to parcels, read twice, backward",
+        lambda: kernels.backward(moved, moved, None, None, None, x, gate, None, x.shape),
+    )
+
+
 def _norms_and_linear() -> Iterator[tuple[str, Callable[[], Any]]]:
     from train.ops import column_sums_kernels, float8_kernels, gelu_kernels, qk_norm_kernels
 
@@ -249,7 +278,7 @@ def compiled_kernels(*wanted: str) -> Iterator[Compiled]:
     driver.set_active(_NoDevice())
     JITFunction.run = compile_only
     seen: set[str] = set()
-    for cases in (_time_attention, _caption_attention, _modulation, _norms_and_linear, _adamw, _encoders):
+    for cases in (*(_time_attention, _caption_attention, _modulation, _parcels, _norms_and_linear, _adamw, _encoders),):
         for case, launch in cases():
             if wanted and case not in wanted:
                 continue
