@@ -17,6 +17,8 @@ from train.parallel import pieces
 from train.parallel.exchange import Group, _pack, _unpack, _wide, part_sizes
 from train.parallel.sequence import FramesLayout, busiest_layout
 
+WIDTH = 96
+"""Of models whose positions no other test finds made."""
 CHECKS = [*LAYOUT_CHECKS, "compiled_blocks_exchange_what_others_do"]
 
 
@@ -178,12 +180,12 @@ def test_models_write_and_read_tokens_as_they_travel(
     copied = {}
     for parcelled in (True, True, False):  # positions are made once
         monkeypatch.setattr(attention_layers, "writes_parcels", lambda _, p=parcelled: p)
-        model = small_model(kind, activation_checkpointing=mode).to("meta")
+        model = small_model(kind, hidden_size=WIDTH, activation_checkpointing=mode).to("meta")
         model.layout_for = busiest_layout(2, in_pieces=True)
         given = {name: value.to("meta") for name, value in inputs(kind, size=(4, 4, 8)).items()}
         with _Copies() as copies:
             model(**given).sum().backward()
         copied[parcelled] = copies.nbytes
-    tokens = 2 * 2 * 8 * 48 * 4
+    tokens = 2 * 2 * 8 * WIDTH * 4
     around_attention = 4 if mode == "none" else 6  # of each of two blocks, two of them again
     assert copied[False] - copied[True] == 2 * around_attention * tokens
