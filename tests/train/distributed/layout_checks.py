@@ -94,8 +94,8 @@ def tokens_that_travel_in_parcels_change_no_bit(ranks: Ranks, _folder: Path) -> 
 
     On CPUs plain PyTorch writes parcels and reads them; on GPUs kernels do.
     """
-    cases = itertools.product(("stdit-ti/2", "stdit3-ti/2"), ACTIVATION_CHECKPOINTING)
-    for (kind, mode), (columns, piece_tokens) in itertools.product(cases, ((8, 0), (8, PIECE_TOKENS), (6, 0))):
+    ways = (*((8, 0, mode) for mode in ACTIVATION_CHECKPOINTING), (8, PIECE_TOKENS, "selective"), (6, 0, "none"))
+    for kind, (columns, piece_tokens, mode) in itertools.product(("stdit-ti/2", "stdit3-ti/2"), ways):
         results, sent, orders = [], [], []
         for parcelled in (False, True):
             parallel = SequenceParallel(ranks.world_size)
@@ -120,7 +120,7 @@ def tokens_that_travel_in_parcels_change_no_bit(ranks: Ranks, _folder: Path) -> 
         divides = columns % (num_pieces * ranks.world_size) == 0
         assert set(orders) == {num_pieces * ranks.world_size if divides else None}, orders
         assert sent[0] == sent[1] > 0
-        tolerance = {"rtol": 1e-4, "atol": 1e-6} if ranks.device.type == "cuda" else {"rtol": 0, "atol": 0}
+        tolerance = {"rtol": 1e-3, "atol": 1e-5} if ranks.device.type == "cuda" else {"rtol": 0, "atol": 0}
         for one, other in zip(*results, strict=True):  # attention within frames may add in any order on GPUs
             torch.testing.assert_close(other, one, **tolerance, msg=lambda m, w=(kind, mode, columns): f"{w}: {m}")
 
