@@ -17,7 +17,7 @@ from train.parallel import pieces
 from train.parallel.exchange import Group, _pack, _unpack, _wide, part_sizes
 from train.parallel.sequence import FramesLayout, busiest_layout
 
-WIDTH = 96
+WIDTH = 72
 """Of models whose positions no other test finds made."""
 CHECKS = [*LAYOUT_CHECKS, "compiled_blocks_exchange_what_others_do"]
 
