@@ -23,6 +23,7 @@ from shared.cache.reader import StreamReader
 from shared.cache.repair import repair
 from shared.errors import InputError, run_entry_point
 from shared.media.quality import psnr
+from shared.media.urls import locate, scheme_of
 from shared.wording import counted
 
 _REPAIRS = 3
@@ -64,6 +65,8 @@ class VerifyConfig:
                 raise InputError(f"--{name} {value}: expected {least} or more")
         if self.pictures is not None and not self.decode:
             raise InputError(f"--pictures {self.pictures} does nothing with --decode 0: nothing is decoded")
+        if self.clips is not None and not self.decode and not self.deep:
+            raise InputError(f"--clips {self.clips} does nothing with --decode 0 and no --deep: no clip is looked at")
         self.part()
 
     def part(self) -> Part:
@@ -85,6 +88,8 @@ def verify(config: VerifyConfig) -> int:
     Raises:
         InputError: if there is no cache, or the models that it names are others or cannot be loaded.
     """
+    if config.clips is not None:
+        _require_folder(config.clips)
     cache, faults = open_for_check(config.cache)
     totals, started = Totals(), time.monotonic()
     for finding in faults:
@@ -110,6 +115,13 @@ def verify(config: VerifyConfig) -> int:
     reasons = Counter(ledger["reason"].to_pylist())
     print(f"{len(ledger)} refused in the ledger" + "".join(f", {n} {reason}" for reason, n in reasons.most_common()))
     return _compare(config, cache)
+
+
+def _require_folder(clips: str) -> None:
+    """Raises :class:`InputError` if clips are to be looked for in a folder that is not there."""
+    place = locate(clips)
+    if scheme_of(place) is None and not Path(place).is_dir():
+        raise InputError(f"--clips {clips}: no such folder: expected the one from which the manifest's paths are taken")
 
 
 def _print(finding: Finding) -> None:

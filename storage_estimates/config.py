@@ -144,9 +144,9 @@ class EstimateConfig:
 
     def bucket(self) -> Bucket:
         """Returns the size of a sample."""
-        height, _, width = self.size.partition("x")
+        height, cross, width = self.size.partition("x")
         try:
-            return Bucket(self.frames, int(height), int(width or height))
+            return Bucket(self.frames, int(height), int(width if cross else height))
         except ValueError:
             raise InputError(f"--size {self.size!r}: expected a number of pixels or HEIGHTxWIDTH") from None
 

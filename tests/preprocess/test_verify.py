@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from preprocess.decoded_pictures import picture
+from preprocess.verify import VerifyConfig
+from preprocess.verify import verify as verify_cache
 from shared.cache.dataset import Cache
 from shared.cache.reader import StreamReader
+from shared.errors import InputError
 from shared.media.quality import psnr
 from tests.preprocess.conftest import Command, demo_options
 from tests.s3 import MotoS3
@@ -102,6 +105,18 @@ def test_a_part_of_the_shards_is_read_and_said_so(demo_cache: Path, verify: Comm
     result = verify(demo_cache, "--decode", 0, "--sample", "some")
     assert result.returncode == 2
     assert "expected a number of shards such as 20, or a part such as 1%" in result.stderr
+
+
+def test_a_folder_of_clips_that_is_not_there_is_no_reason_to_compare_none(tmp_path: Path) -> None:
+    for mistake, complaint in (
+        ({"clips": "/nowhere"}, "--clips /nowhere: no such folder: expected the one from which"),
+        ({"clips": f"file://{tmp_path}/none"}, "no such folder"),
+        ({"clips": str(tmp_path), "decode": 0}, "--clips .* does nothing with --decode 0 and no --deep"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            verify_cache(VerifyConfig(cache="/nowhere/cache", **mistake))
+    with pytest.raises(InputError, match="found no dataset.json"):
+        verify_cache(VerifyConfig(cache="/nowhere/cache", clips=str(tmp_path)))
 
 
 def test_a_damaged_description_is_a_fault_and_is_not_repaired(

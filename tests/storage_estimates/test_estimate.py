@@ -137,6 +137,7 @@ def test_it_starts_without_torch_and_pyarrow(arguments: list[str]) -> None:
         ([], "expected one of --clips"),
         (["--clips", "0"], "--clips 0: expected at least 1"),
         (["--clips", "5", "--size", "wide"], "--size 'wide': expected a number of pixels"),
+        (["--clips", "5", "--size", "256x"], "--size '256x': expected a number of pixels"),
         (["--clips", "5", "--mean-tokens", "121"], "--mean-tokens 121"),
         (["--clips", "5", "--storage", "tape"], "expected one of s3-standard"),
         (["--clips", "5", "--latent-codec", "int9"], "codec 'int9'"),

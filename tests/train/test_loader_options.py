@@ -87,6 +87,11 @@ def test_the_benchmark_measures_every_reader_cold_and_warm(tmp_path, capsys):
     assert "| latentmill bfloat16 | warm |" in capsys.readouterr().out
 
 
+def test_a_benchmark_of_a_cache_that_is_not_there_says_so_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="/none: found no dataset.json: expected the folder or URL of a cache"):
+        main(["--cache", str(tmp_path / "none")])
+
+
 def test_a_benchmark_of_too_few_samples_is_refused():
     with pytest.raises(InputError, match="samples=5: expected at least 10 batches, 320"):
         main(["--samples", "5"])

@@ -197,6 +197,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _measure_waits(config: LoaderBenchmark, cache: str) -> dict[str, Any]:
+    Cache.open(cache)  # says what is wrong in one line, where a process would in many
     result = _run_ours(config, cache, cold=False, step_seconds=config.step_seconds)
     waits = sorted(result["wait_seconds"])
     steps = len(waits)
