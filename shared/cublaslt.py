@@ -162,6 +162,8 @@ class Product:
         transposed: Whether the second matrix is (N, K).
         bias: Whether one is added, (N,).
         adds: Whether the product is added to what is there, in float32.
+        asked_rows: Rows that the heuristic is asked about; M if None. It offers few algorithms for each number, and
+            others where the last tiles would be nearly empty. One that it offers for some rows is right for others.
 
     Raises:
         _RefusedError: where the library has no such algorithm for these sizes.
@@ -176,17 +178,21 @@ class Product:
         transposed: bool,
         bias: bool,
         adds: bool,
+        asked_rows: int | None,
     ) -> None:
         M, K, N = sizes
         library, made = _library(device), _Made()
         weakref.finalize(self, library.forget, made).atexit = False  # also if it is refused below
         first = library.layout(N, K, made) if transposed else library.layout(K, N, made)
         second, result = library.layout(M, K, made), library.layout(M, N, made)
-        layouts = first, second, result, result
+        layouts = asked = first, second, result, result
+        if asked_rows is not None:
+            asked_result = library.layout(asked_rows, N, made)
+            asked = first, library.layout(asked_rows, K, made), asked_result, asked_result
         plain = library.operation(made, transposed=transposed, bias=False)  # with a bias the heuristic answers less
         self._operation = library.operation(made, transposed=transposed, bias=bias)
         self._settings = next(
-            (offer for offer in library.offers(plain, layouts) if library.setting(offer, _TILE) == algorithm.tile), None
+            (offer for offer in library.offers(plain, asked) if library.setting(offer, _TILE) == algorithm.tile), None
         )
         if self._settings is None or library.setting(self._settings, _SPLIT) > 1:
             raise _RefusedError("no such tile")
@@ -265,11 +271,13 @@ def find_product(
     transposed: bool = False,
     bias: bool = False,
     adds: bool = False,
+    asked_rows: int | None = None,
 ) -> Product | None:
     """Returns the :class:`Product`, or None where the library does not have it for these sizes."""
     try:
         with _BUILDING:
-            return Product(device, sizes, algorithm, transposed=transposed, bias=bias, adds=adds)
+            given = {"transposed": transposed, "bias": bias, "adds": adds}
+            return Product(device, sizes, algorithm, **given, asked_rows=asked_rows)
     except _RefusedError:
         return None
 

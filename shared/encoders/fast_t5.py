@@ -51,17 +51,6 @@ class Packed:
     tiles: Tensor
     """Borders of tiles, int32: each of whole captions, or an equal part of one that has more tokens than a tile."""
 
-    def filled(self, rows: int) -> "Packed":
-        """Returns the batch with a last caption of so many tokens 0, in a tile of its own: others' bits stay."""
-        tokens = len(self.ids)
-        return Packed(
-            lengths=(*self.lengths, rows),
-            ids=F.pad(self.ids, (0, rows)),
-            starts=F.pad(self.starts, (0, rows), value=tokens),
-            ends=F.pad(self.ends, (0, rows), value=tokens + rows),
-            tiles=F.pad(self.tiles, (0, 1), value=tokens + rows),
-        )
-
 
 def pack(captions: Sequence[Sequence[int]], device: torch.device) -> Packed:
     """Lays captions of token ids one after another on a device, without waiting for it."""
@@ -164,9 +153,6 @@ class FastT5:
 
     def __call__(self, batch: Packed) -> Tensor:
         """Returns the last hidden states (T, W)."""
-        own = len(batch.ids)
-        if filler := self._products.filler(own):
-            batch = batch.filled(filler)
         step = _TritonSteps(batch, self._bias, self._max_tokens) if self.uses_triton else _TorchSteps(batch, self._bias)
         hidden = F.embedding(batch.ids, self._embeddings)
         tokens = len(hidden)
@@ -182,7 +168,7 @@ class FastT5:
                 inner = step.rms_norm(hidden, layer.feed_forward_norm, self._epsilon) @ layer.wi.t()
                 inner = step.gated_gelu(inner) if self._is_gated else inner.relu_()
             self._products.add(hidden, inner, layer.wo)
-        return step.rms_norm(hidden[:own], self._last_norm, self._epsilon)
+        return step.rms_norm(hidden, self._last_norm, self._epsilon)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,8 +2,8 @@
 
 Tiles of 256 x 128, two of which share what they load, do more than those that PyTorch takes: with cuBLAS 13.1, 15,360
 tokens on an H100 under steady load, 2.1 % more of the product of ``wo``, 1.7 % of that of q, k and v, and 0.8 % of that
-of ``o`` (docs/encoder_speed.md). For other widths and few tokens that is not known, and PyTorch's are taken. cuBLASLt
-has the algorithm for whole groups of 8 rows alone, which passes of many tokens are therefore filled up to.
+of ``o`` (docs/encoder_speed.md). For other widths and few tokens that is not known, and PyTorch's are taken; so they
+are where cuBLASLt does not offer the algorithm, which is where the last tiles would leave much of the GPU idle.
 
 T tokens, K inputs, N outputs.
 """
@@ -17,9 +17,6 @@ from shared.cublaslt import Algorithm, Product, find_product, may_multiply
 
 LEAST_TOKENS = 8192
 """Of a batch, for the algorithm to be used."""
-
-ROWS = 8
-"""Of other than multiples of so many rows cuBLASLt refuses it (10,001 and 24,577 were tried)."""
 
 WIDTHS = ((4096, 12288), (4096, 4096), (10240, 4096))
 """K and N of q, k and v together, ``o`` and ``wo`` of T5-XXL, which it is used for."""
@@ -54,10 +51,6 @@ class Products:
 
     def __init__(self, *, chosen: bool) -> None:
         self._chosen = chosen
-
-    def filler(self, tokens: int) -> int:
-        """Returns how many rows a pass over so many tokens should have besides theirs, for the algorithm to be used."""
-        return -tokens % ROWS if self._chosen and tokens >= LEAST_TOKENS else 0
 
     def find(self, tokens: Tensor, weight: Tensor, *, adds: bool) -> Product | None:
         """Returns what multiplies tokens (T, K) by the algorithm; None where PyTorch does."""

@@ -22,8 +22,10 @@ class SlowLibrary(cublaslt._Library):
     def __init__(self) -> None:
         self.handle, self.bias, self.launched = ctypes.c_void_p(), None, []
         self.made, self.freed, self.launch = [], [], lambda: None
+        self.rows, self.asked, self.checked = {}, [], []
 
     def offers(self, operation, layouts):
+        self.asked = [self.rows[layout.value] for layout in layouts]
         return [cublaslt._Settings()]
 
     def setting(self, settings, attribute):
@@ -33,6 +35,10 @@ class SlowLibrary(cublaslt._Library):
         if name.endswith("Create"):
             self.made.append(len(self.made) + 1)
             arguments[0]._obj.value = self.made[-1]
+        if name == "MatrixLayoutCreate":
+            self.rows[self.made[-1]] = arguments[3].value
+        if name == "MatmulAlgoCheck":
+            self.checked = [self.rows[layout.value] for layout in arguments[2:6]]
 
     def set(self, what, handle, attribute, value):
         if attribute == cublaslt._BIAS:
@@ -75,6 +81,13 @@ def test_each_of_several_threads_adds_its_own_bias(library):
         list(pool.map(multiply, pairs))
     assert len(library.launched) == 8 * len(pairs)
     assert set(library.launched) == {(weight.data_ptr(), bias.data_ptr()) for weight, bias in pairs}
+
+
+def test_the_heuristic_may_be_asked_about_other_rows_than_there_are(library):
+    for asked, told in ((None, 9), (16, 16)):
+        assert find_product(torch.device("cpu"), (9, 4, 2), ALGORITHM, asked_rows=asked) is not None
+        assert library.asked == [4, told, told, told]
+        assert library.checked == [4, 9, 9, 9]
 
 
 def test_a_refused_product_leaves_no_description(library, monkeypatch):

@@ -20,6 +20,8 @@ from train.ops.reference import kernel_wanted
 
 _TILE_128X160 = 29
 _CLUSTER_1X1, _CLUSTER_2X1 = 2, 3
+_ROWS_OFFERED = 8192
+"""Multiples of so many rows cuBLASLt offers these for."""
 _NARROW = Algorithm(tile=_TILE_128X160, cluster=_CLUSTER_1X1, custom=3)
 _WIDE = Algorithm(tile=_TILE_128X160, cluster=_CLUSTER_2X1, custom=1)
 
@@ -39,7 +41,8 @@ def _found(device: torch.device, sizes: tuple[int, int, int], transposed: bool, 
     algorithm = _choose(sizes, bias=bias)
     if algorithm is None or torch.cuda.get_device_capability(device) != (9, 0):
         return None
-    return find_product(device, sizes, algorithm, transposed=transposed, bias=bias)
+    asked_rows = -(-sizes[0] // _ROWS_OFFERED) * _ROWS_OFFERED
+    return find_product(device, sizes, algorithm, transposed=transposed, bias=bias, asked_rows=asked_rows)
 
 
 def _try(a: Tensor, b: Tensor, N: int, bias: Tensor | None, *, transposed: bool) -> Tensor | None:
