@@ -21,7 +21,7 @@ from train.run_folder import write_durably
 from train.setup import CheckedRun
 
 PUT_OFF_FILE = "judge-after-step"
-"""In a run's folder: the step after which a signal ended it before it was judged."""
+"""In a run's folder: the step after which it ended before it was judged, or is being judged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

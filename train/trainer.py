@@ -245,18 +245,17 @@ class Trainer:
                 ranks.agree(partial(log.write, metrics) if log is not None else _nothing)
                 self._tell_skipped(num_skipped)
                 num_skipped = 0
-            if stopping:
-                unfinished = self._judge.put_off(taken) or taken < config.steps
-            else:
-                if self._judge.is_due(taken):
-                    self._step.give_memory_back()
-                self._judge.after(taken, log)
+            to_judge = self._judge.put_off(taken)  # what ends the run before it is judged loses nothing
             if saving:
                 saved = self.checkpointer.save(taken)
                 if ranks.is_first:
                     print(f"saved {saved}", flush=True)
             if stopping:
+                unfinished = to_judge or taken < config.steps
                 break
+            if to_judge:
+                self._step.give_memory_back()
+                self._judge.after(taken, log)
             if taken % config.log.log_every == 0:
                 totals = Totals(ranks.device, self._run.objective.parts)
             waiting_since = time.perf_counter()

@@ -70,6 +70,17 @@ def test_what_a_signal_puts_off_is_judged_when_the_run_goes_on_with_the_same_fig
     assert evaluations(parts.output) == evaluations(whole.output)
 
 
+def test_what_ends_an_evaluation_loses_neither_its_step_nor_the_evaluation(ranks, small_config, monkeypatch):
+    config = small_config.changed(evaluate_every=2, checkpoint_every=2, **EVALUATED)
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "losses", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, ranks)
+    assert [path.name for path in list_checkpoints(config.output)] == ["step-00000002"]
+    assert train(config, ranks) == 0
+    assert [line["step"] for line in evaluations(config.output)] == [2, 4, 6]
+
+
 def test_an_evaluation_is_the_same_each_time_and_is_of_the_average_unless_it_is_not_wanted(ranks, small_config):
     for judge_ema, file in ((None, EMA_FILE), (False, WEIGHTS_FILE)):
         config = small_config.changed(

@@ -22,7 +22,7 @@ OUTSIDE_BYTES = 1400 * 2**20
 NCCL_BYTES = 1200 * 2**20
 """What lies there besides with several ranks (1.2 GiB found with two)."""
 FRAGMENTATION = 0.01
-"""Share of what PyTorch allocated that its allocator holds besides, with segments that grow (0.3 to 0.5 % found)."""
+"""Share of what PyTorch allocated that its allocator holds besides, with segments that grow (0.2 to 0.8 % found)."""
 FIXED_FRAGMENTATION = 0.04
 """The same with segments of fixed size, where what one bucket leaves cannot all be used by the next."""
 
