@@ -53,7 +53,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 _LONG = 128
 """Queries and keys from which on FlashAttention 3, with the better forward pass, is not slower than cuDNN. Forward and
-backward, at head dim 72 on one H200, cuDNN takes 0.99, 1.04, 1.00, 1.12 and 1.18 times as long at 96, 128, 256, 1,024
+backward, at head dim 72 on one H200, cuDNN takes 0.99, 1.04, 1.00, 1.12 and 1.17 times as long at 96, 128, 256, 1,024
 and 2,048 of them."""
 
 _LONG_PACKED = 96

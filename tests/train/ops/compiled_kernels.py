@@ -278,7 +278,7 @@ def compiled_kernels(*wanted: str) -> Iterator[Compiled]:
     driver.set_active(_NoDevice())
     JITFunction.run = compile_only
     seen: set[str] = set()
-    for cases in (*(_time_attention, _caption_attention, _modulation, _parcels, _norms_and_linear, _adamw, _encoders),):
+    for cases in (_time_attention, _caption_attention, _modulation, _parcels, _norms_and_linear, _adamw, _encoders):
         for case, launch in cases():
             if wanted and case not in wanted:
                 continue
