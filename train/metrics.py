@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -167,10 +168,9 @@ class MetricsLog:
         self._steps, self._file, self.boards, self._clock = steps, run / METRICS_FILE, boards, clock
         self._first: tuple[int, float] | None = None
         """Steps taken at the first line of this process, and when."""
+        self._first_step = first_step
         if self._file.exists():
-            lines = self._file.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= first_step]
-            write_durably(self._file, b"".join(kept))
+            self._keep(lambda values: values["step"] <= first_step)
 
     def write(self, metrics: StepMetrics) -> None:
         """Adds one line to each log.
@@ -192,9 +192,20 @@ class MetricsLog:
         return (self._steps - metrics.step) * seconds
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the losses of an evaluation after ``step`` steps: a line of its own. Raises likewise."""
+        """Adds the losses of an evaluation after ``step`` steps: a line of its own. Raises likewise.
+
+        It takes the place of one that a run wrote which ended before it was judged in full.
+        """
+        if step == self._first_step and self._file.exists():
+            self._keep(lambda line: line["step"] != step or values.keys().isdisjoint(line))
         print(f"step {step}/{self._steps} " + " ".join(f"{n} {v:.4f}" for n, v in values.items()), flush=True)
         self._add({"step": step, **values})
+
+    def _keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        """Drops the other lines of the file, and one that is cut off."""
+        lines = self._file.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and is_kept(json.loads(line))]
+        write_durably(self._file, b"".join(kept))
 
     def _add(self, values: Mapping[str, float]) -> None:
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN

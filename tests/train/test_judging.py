@@ -18,6 +18,7 @@ from train.building import build_model
 from train.checkpoint_files import EMA_FILE, WEIGHTS_FILE, list_checkpoints
 from train.evaluation import Evaluation
 from train.held_out import FixedSamples
+from train.metrics import MetricsLog
 from train.sampling.files import file_stem
 from train.setup import check_run
 from train.step import TrainingStep
@@ -79,6 +80,26 @@ def test_what_ends_an_evaluation_loses_neither_its_step_nor_the_evaluation(ranks
     assert [path.name for path in list_checkpoints(config.output)] == ["step-00000002"]
     assert train(config, ranks) == 0
     assert [line["step"] for line in evaluations(config.output)] == [2, 4, 6]
+
+
+def test_an_evaluation_that_was_written_before_its_run_ended_has_one_line(ranks, small_config, monkeypatch):
+    config = small_config.changed(evaluate_every=2, checkpoint_every=2, **EVALUATED)
+    write = MetricsLog.write_evaluation
+
+    def written_at_the_end(*arguments):
+        write(*arguments)
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write_evaluation", written_at_the_end)
+        with pytest.raises(ZeroDivisionError):
+            train(config, ranks)
+    (first,) = evaluations(config.output)
+    assert train(config.changed(steps=4), ranks) == 0
+    assert [line["step"] for line in evaluations(config.output)] == [2, 4]
+    assert evaluations(config.output)[0] == first
+    lines = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "lr" in line] == [1, 2, 3, 4]
 
 
 def test_an_evaluation_is_the_same_each_time_and_is_of_the_average_unless_it_is_not_wanted(ranks, small_config):
