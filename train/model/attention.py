@@ -53,7 +53,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 _LONG = 128
 """Queries and keys from which on FlashAttention 3, with the better forward pass, is not slower than cuDNN. Forward and
-backward, at head dim 72 on one H200, cuDNN takes 0.99, 1.04, 1.00, 1.12 and 1.17 times as long at 96, 128, 256, 1,024
+backward, at head dim 72 on one H200, cuDNN takes 0.99, 1.04, 1.00, 1.07 and 1.17 times as long at 96, 128, 256, 1,024
 and 2,048 of them."""
 
 _LONG_PACKED = 96
@@ -61,7 +61,7 @@ _LONG_PACKED = 96
 cuDNN with that takes 1.16 times as long at 96 of them, 1.24 at 128, 1.12 at 256, and 1.00 at 66."""
 
 _MOST_BY_CUDNN = 1024
-"""Queries and keys up to which the forward pass may be cuDNN's though the backward pass is FlashAttention 3's."""
+"""Queries up to which the forward pass may be cuDNN's though the backward pass is FlashAttention 3's."""
 _CUDNN_TILE, _FLASH_3_TILE = 128, 192
 """Queries that a program takes, the latter for heads up to 96 wide. Where tiles are as full, cuDNN's forward pass takes
 0.95 times as long as FlashAttention 3's at 384 tokens and 1.2 times at 1,536; so the fuller tiles win: 0.57 at 128,
@@ -160,10 +160,10 @@ def automatic_choice(device: torch.device, dtype: torch.dtype, *, head_width: in
     return words
 
 
-def _forward_by_cudnn(device: torch.device, dtype: torch.dtype, length: int, head_width: int) -> bool:
+def _forward_by_cudnn(device: torch.device, dtype: torch.dtype, queries: int, head_width: int) -> bool:
     """Whether the forward pass of attention by FlashAttention 3, not asked for by name, is cuDNN's."""
-    is_fuller = head_width <= _MOST_FLASH_3_TILE_WIDTH and -length % _CUDNN_TILE < -length % _FLASH_3_TILE
-    return length <= _MOST_BY_CUDNN and is_fuller and flash_attention_3.cudnn_takes(device, dtype, head_width)
+    is_fuller = head_width <= _MOST_FLASH_3_TILE_WIDTH and -queries % _CUDNN_TILE < -queries % _FLASH_3_TILE
+    return queries <= _MOST_BY_CUDNN and is_fuller and flash_attention_3.cudnn_takes(device, dtype, head_width)
 
 
 def require_backend(name: AttentionBackend, device_type: str, dtype: torch.dtype) -> None:
@@ -207,7 +207,7 @@ def attention(
         length, head_width = min(q.shape[1], k.shape[1]), q.shape[-1]
         chosen = automatic_backend(q.device, q.dtype, length=length, head_width=head_width, packed=False)
         backend = chosen if chosen in PACKAGES else None
-        by_cudnn = backend == "flash-attn-3" and _forward_by_cudnn(q.device, q.dtype, length, head_width)
+        by_cudnn = backend == "flash-attn-3" and _forward_by_cudnn(q.device, q.dtype, q.shape[1], head_width)
     if backend == "flash-attn-3":
         return flash_attention_3.flash_attention_3(q, k, v, by_cudnn=by_cudnn)
     if backend == "flash-attn":
