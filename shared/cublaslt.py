@@ -103,7 +103,7 @@ class _Library:
         """Sets an attribute of what has such."""
         self.call(f"{what}SetAttribute", handle, attribute, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value)))
 
-    def layout(self, rows: int, columns: int, made: "_Made") -> ctypes.c_void_p:
+    def layout(self, rows: int, columns: int, made: _Made) -> ctypes.c_void_p:
         """Returns the description of a contiguous matrix: for cuBLAS, which counts by columns, its transpose."""
         layout = ctypes.c_void_p()
         sizes = ctypes.c_uint64(columns), ctypes.c_uint64(rows), ctypes.c_int64(columns)
@@ -111,7 +111,7 @@ class _Library:
         made.append(("MatrixLayout", layout))
         return layout
 
-    def operation(self, made: "_Made", *, transposed: bool, bias: bool) -> ctypes.c_void_p:
+    def operation(self, made: _Made, *, transposed: bool, bias: bool) -> ctypes.c_void_p:
         """Returns the description of a product. What is second here comes first there."""
         operation = ctypes.c_void_p()
         self.call("MatmulDescCreate", ctypes.byref(operation), _COMPUTE_FLOAT32, _FLOAT32)
@@ -137,7 +137,7 @@ class _Library:
             self.call("MatmulPreferenceDestroy", preference)
         return [offer.settings for offer in offers[: found.value] if offer.state == 0 and offer.workspace == 0]
 
-    def forget(self, made: "_Made") -> None:
+    def forget(self, made: _Made) -> None:
         """Frees descriptions; what was launched with them does not need them."""
         for what, handle in made:
             self.function(f"{what}Destroy")(handle)

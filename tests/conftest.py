@@ -16,7 +16,7 @@ _GPUS_NEEDED = {"gpu": 1, "multigpu": 2}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips a test that is marked for more GPUs than there are."""
+    """Skips a test that is marked for more GPUs than there are, or for others."""
     needed = max((number for mark, number in _GPUS_NEEDED.items() if item.get_closest_marker(mark)), default=0)
     if not needed:
         return
@@ -24,6 +24,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if torch.cuda.device_count() < needed:
         pytest.skip(f"needs {needed} CUDA device{'s' * (needed > 1)}")
+    if item.get_closest_marker("hopper") and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
 
 
 @pytest.fixture(scope="session")

@@ -17,3 +17,15 @@ def test_a_test_for_gpus_is_skipped_where_there_are_too_few(request, monkeypatch
                 pytest_runtest_setup(item)
         else:
             pytest_runtest_setup(item)
+
+
+def test_a_test_for_hopper_is_skipped_on_other_gpus(request, monkeypatch):
+    item = pytest.Function.from_parent(request.node.parent, name="marked", callobj=lambda: None)
+    item.add_marker("gpu")
+    item.add_marker("hopper")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(pytest.skip.Exception, match="needs compute capability 9.0"):
+        pytest_runtest_setup(item)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    pytest_runtest_setup(item)

@@ -1,7 +1,7 @@
 """What a job can see of its cache without loading a model: whether anything is missing, or was made differently."""
 
 from preprocess.config import PreprocessConfig
-from shared.cache.dataset import Cache, Provenance
+from shared.cache.dataset import Cache, Provenance, check_has_clips
 from shared.cache.layout import DATASET_FILE, LATENT_STREAM, null_caption_file
 from shared.cache.schema import FORMAT_VERSION
 from shared.encoders.location import require_model
@@ -44,9 +44,11 @@ def check_settings(config: PreprocessConfig) -> None:
         config: The job's options, resolved.
 
     Raises:
-        InputError: naming all that differs; or if the output is not a cache.
+        InputError: naming all that differs; if the output is not a cache; or if there is none to add texts to.
     """
-    if open_store(config.output).size(DATASET_FILE) is None:
+    store = open_store(config.output)
+    check_has_clips(store, config.streams())
+    if store.size(DATASET_FILE) is None:
         return
     cache = Cache.open(config.output)
     if cache.version == FORMAT_VERSION:  # others are refused by who would extend them

@@ -4,7 +4,7 @@ What has no index fragment does not exist: readers start from the index and neve
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +97,7 @@ class Cache:
         """
         store = open_store(url)
         check_is_cache_or_empty(store)
-        if layout.LATENT_STREAM not in provenance and store.size(layout.DATASET_FILE) is None:
-            raise InputError(
-                f"{store.url}: found no cache to add {', '.join(provenance)} to: encode clips into it first, or name "
-                "the cache that was meant"
-            )
+        check_has_clips(store, provenance)
         description = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "streams": provenance}
         _write_json(store, layout.DATASET_FILE, description)
         cache = cls.open(url)
@@ -214,6 +210,15 @@ def _check_provenance(streams: object) -> None:
         name = "latent_channels" if stream == layout.LATENT_STREAM else "text_channels"
         if type(values.get(name)) is not int or values[name] < 1:
             raise TypeError(f"stream {stream}: {name} is {values.get(name)}, expected a whole number of at least 1")
+
+
+def check_has_clips(store: Store, streams: Collection[str]) -> None:
+    """Raises :class:`InputError` if streams of texts alone are to be added, and there is no cache."""
+    if layout.LATENT_STREAM not in streams and store.size(layout.DATASET_FILE) is None:
+        raise InputError(
+            f"{store.url}: found no cache to add {', '.join(streams)} to: encode clips into it first, or name the "
+            "cache that was meant"
+        )
 
 
 def check_is_cache_or_empty(store: Store) -> None:

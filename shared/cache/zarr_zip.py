@@ -93,7 +93,7 @@ def read_directory(file: BinaryIO) -> dict[str, tuple[int, int]]:
         InputError: It is not a zip file as :class:`ZarrShardWriter` makes them: damaged, with names that lead out of
             the folder, doubled names, compressed or encrypted entries, or entries that overlap one another.
     """
-    try:
+    try:  # a version of the format that the library does not know is NotImplementedError
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, struct.error) as error:
         raise InputError(f"not a readable zip file ({error}): expected a Zarr shard; encode it again") from None

@@ -238,7 +238,8 @@ class Plan:
     @classmethod
     def empty(cls, manifest: Manifest) -> "Plan":
         """Returns the plan of a job that encodes no clips."""
-        maker = SampleMaker(manifest, pa.table({"version": pa.nulls(manifest.table.num_rows)}), Sampling())
+        unknown = pa.nulls(manifest.table.num_rows)
+        maker = SampleMaker(manifest, pa.table({"version": unknown, "reason": unknown}), Sampling())
         none = np.empty(0, np.int64)
         return cls(
             tasks=ShardTasks(maker, (), (), np.empty((0, 3), np.int64)),

@@ -4,8 +4,8 @@ cuBLAS writes gate and linear (T, 2F) to memory for another kernel to read; this
 (T, F). A tile is 128 tokens by 128 columns of the gate and the 128 of linear beside them, so that one program holds
 both halves of what it multiplies: one box of the weights as they are, gate above linear, brought by the tensor memory
 accelerator. As many programs as the GPU has multiprocessors take tiles in turns, and fetch for the next tile while they
-write the one before. They go through a group of a few rows of tiles column by column (:func:`rows_together`): most
-weights and tokens are then found in the L2 cache.
+write the one before. They go through a group of a few rows of tiles column by column: most weights and tokens are then
+found in the L2 cache.
 
 T tokens of a batch, W width of the model, F inner width of the feed-forward layer.
 """
@@ -22,6 +22,9 @@ from shared.encoders.t5_kernels import rms_norm
 
 ROWS = 128
 """Tokens of a tile."""
+GROUP = 12
+"""Rows of tiles of a group. The 132 programs of a Hopper then take 12 by 11 tiles at a time, which read 4,352 rows of
+tokens and weights, where 8 by 16.5 read 5,248."""
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -46,21 +49,6 @@ def _gated_product(  # type: ignore[no-untyped-def]
         out.store([row, column], (gelu * linear).to(out.dtype))
 
 
-def rows_together(programs: int) -> int:
-    """Returns how many rows of tiles make a group: those for which so many tiles in a row read least.
-
-    The tiles that all programs take at a time are a block, of which each row's tokens and each column's weights, of
-    gate and linear, come from memory once. 132 programs take 12 rows by 11 columns of tiles: 4,352 rows of both
-    matrices, where 8 by 16.5 are 5,248.
-    """
-
-    def reads(rows: int) -> int:
-        columns = programs // rows if programs % rows == 0 else -(-(programs - 1) // rows) + 1  # begin within a column
-        return rows * ROWS + columns * 2 * GATED_COLUMNS
-
-    return min(range(1, programs + 1), key=reads)
-
-
 class GatedWeights:
     """The inner products of all layers, over the weights as they lie in memory.
 
@@ -71,7 +59,7 @@ class GatedWeights:
     """
 
     def __init__(self, layers: Sequence[Tensor], *, programs: int) -> None:
-        self._programs, self._group = programs, rows_together(programs)
+        self._programs = programs
         self._layers = [
             TensorDescriptor.from_tensor(weights.view(2, -1, weights.shape[1]), [2, GATED_COLUMNS, GATED_DEPTH])
             for weights in layers
@@ -79,17 +67,17 @@ class GatedWeights:
 
     def of_pass(self, tokens: int) -> "GatedPass":
         """Returns the products of a pass over so many tokens; they are described to the GPU once for all layers."""
-        return GatedPass(tokens, self._layers, programs=self._programs, group=self._group)
+        return GatedPass(tokens, self._layers, self._programs)
 
 
 class GatedPass:
     """What :meth:`GatedWeights.of_pass` returns."""
 
-    def __init__(self, tokens: int, layers: Sequence[TensorDescriptor], *, programs: int, group: int) -> None:
+    def __init__(self, tokens: int, layers: Sequence[TensorDescriptor], programs: int) -> None:
         _, inner, width = layers[0].shape
         weights = layers[0].base
         self._normed, self._out = weights.new_empty(tokens, width), weights.new_empty(tokens, inner)
-        self._layers, self._programs, self._group = layers, programs, group
+        self._layers, self._programs = layers, programs
         self._at_normed = TensorDescriptor.from_tensor(self._normed, [ROWS, GATED_DEPTH])
         self._at_out = TensorDescriptor.from_tensor(self._out, [ROWS, GATED_COLUMNS])
         self._grid = (min(programs, triton.cdiv(tokens, ROWS) * (inner // GATED_COLUMNS)),)
@@ -107,6 +95,6 @@ class GatedPass:
         _gated_product[self._grid](
             self._at_normed, self._layers[layer], self._at_out, *self._out.shape,
             WIDTH=self._normed.shape[1], ROWS=ROWS, COLUMNS=GATED_COLUMNS, DEPTH=GATED_DEPTH,
-            GROUP=self._group, PROGRAMS=self._programs, num_warps=8, num_stages=3,
+            GROUP=GROUP, PROGRAMS=self._programs, num_warps=8, num_stages=3,
         )  # fmt: skip
         return self._out

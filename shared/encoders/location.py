@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import cast
 
 from shared.errors import InputError
 
@@ -79,15 +78,14 @@ def _require_on_hub(name: str, option: str) -> None:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
     )
 
+    from shared.media.hub import LIBRARY_ERRORS
+
     if model_folder(name) is not None:
         return
-    answers_no = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
-    """OSError, and what the HTTP client raises that the library uses: which one that is depends on its version."""
     endpoint = os.environ.get("HF_ENDPOINT")
     try:
         get_hf_file_metadata(hf_hub_url(name, _CONFIG, endpoint=endpoint), timeout=_HUB_SECONDS, endpoint=endpoint)
@@ -104,5 +102,5 @@ def _require_on_hub(name: str, option: str) -> None:
         ) from None
     except EntryNotFoundError:
         raise InputError(f"{option} {name}: the hub has no {_CONFIG} of it: expected a model in their format") from None
-    except answers_no:
+    except LIBRARY_ERRORS:
         return

@@ -15,7 +15,7 @@ from shared.media.refusal import MediaError
 from shared.media.remote import RETRY_SECONDS, Facts
 
 Result = TypeVar("Result")
-_LIBRARY_ERRORS = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
+LIBRARY_ERRORS = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
 """OSError, and what the HTTP client raises that the library uses: which one that is depends on its version."""
 _PART_BYTES = 64 * 1024 * 1024
 
@@ -69,7 +69,7 @@ def _repeat(url: str, request: Callable[[], Result]) -> Result:
             raise MediaError("missing", f"no object {url}") from None
         except (ValueError, NotImplementedError) as error:  # the latter for a path that names no repository
             raise MediaError("bad_path", f"{url}: {error}") from None
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response else None
             summary = " ".join(str(error).split())[:300]
             if status == 404:

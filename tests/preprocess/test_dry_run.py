@@ -20,12 +20,14 @@ from preprocess.dry_run import (
     planned_provenance,
     shortage,
 )
+from preprocess.job.settled import check_settings
 from preprocess.tally import Tally
 from preprocess.work import find_work
-from shared.cache.dataset import Cache
+from shared.cache.dataset import Cache, check_has_clips
 from shared.cache.ledger import Refusal
 from shared.costs import VAE_RATES, gpu_seconds, t5_rate
 from shared.errors import InputError
+from shared.stores.open import open_store
 from tests.shared.clips.planning import PROVENANCE, ClipOfTest, add_committed, clip, manifest_of, probes_of
 
 CLIPS = [
@@ -58,6 +60,21 @@ def said(folder: Path, clips: Sequence[ClipOfTest], **options: object) -> dict[s
         for line in lines
         if (parts := line.split(": ") if ": " in line else line.split()) and not line.startswith("Bytes before")
     }
+
+
+def test_texts_alone_need_a_cache_whose_clips_have_them(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "cache", only_texts=True)
+    with pytest.raises(InputError, match="found no cache to add text.t5 to: encode clips into it first"):
+        check_settings(config)
+    Cache.open_or_create(tmp_path / "cache", planned_provenance(replace(config, only_texts=False)))
+    check_has_clips(open_store(tmp_path / "cache"), config.streams())
+
+
+def test_a_dry_run_of_texts_alone_needs_no_probes(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "cache", only_texts=True)
+    cache = cache_to_plan(config)
+    work = find_work(config, manifest_of(made.clip for made in CLIPS), None, cache)
+    assert "Nothing to encode." in dry_run(work, config, cache.provenance)
 
 
 def test_the_table_counts_clips_samples_shards_bytes_and_hours(tmp_path: Path) -> None:

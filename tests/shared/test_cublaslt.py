@@ -118,9 +118,8 @@ def test_descriptions_live_until_the_last_thread_has_multiplied(library):
 
 
 @pytest.mark.gpu
+@pytest.mark.hopper
 def test_several_threads_get_pytorchs_products():
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("its algorithms are Hopper's")
     device = torch.device("cuda", torch.cuda.current_device())
     a, weight = (torch.randn(rows, 1152, device=device).bfloat16() for rows in (32768, 1152))
     product = find_product(device, (32768, 1152, 1152), ALGORITHM, transposed=True, bias=True)

@@ -46,27 +46,14 @@ def test_the_gelu_is_fused_into_t5_xxls_product_on_hopper_alone() -> None:
     assert not FastT5(make_model(torch.bfloat16, "cpu"), max_tokens=120).fuses_gelu
 
 
-def on_hopper() -> None:
-    if torch.cuda.get_device_capability() != HOPPER:
-        pytest.skip("the kernel is for compute capability 9.0")
-
-
 @pytest.mark.gpu
-def test_tiles_of_all_programs_are_a_block_that_reads_little() -> None:
-    from shared.encoders.gated_product_kernels import rows_together
-
-    assert [rows_together(programs) for programs in (1, 78, 114, 132)] == [1, 13, 19, 12]
-    assert rows_together(113) == 14  # in no whole block
-
-
-@pytest.mark.gpu
+@pytest.mark.hopper
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("tokens", "width", "inner"),
     [(1, 192, 128), (100, 192, 384), (128, 192, 640), (333, 192, 2816), (1700, 192, 2816), (1153, 4096, 10240)],
 )
 def test_one_kernel_rounds_no_worse_than_two(dtype: torch.dtype, tokens: int, width: int, inner: int) -> None:
-    on_hopper()
     from shared.encoders.gated_product_kernels import GatedWeights
     from shared.encoders.t5_kernels import gated_gelu, rms_norm
 
@@ -88,9 +75,9 @@ def test_one_kernel_rounds_no_worse_than_two(dtype: torch.dtype, tokens: int, wi
 
 
 @pytest.mark.gpu
+@pytest.mark.hopper
 @pytest.mark.parametrize("tokens", [GATED_TOKENS - 1, GATED_TOKENS, 2 * GATED_TOKENS + 77])
 def test_a_batch_with_the_gelu_fused_gives_what_one_without_gives(tokens: int) -> None:
-    on_hopper()
     model = make_model(torch.bfloat16, "cuda")
     draw = np.random.default_rng(0)
     lengths = [119] * (tokens // 119) + [tokens % 119]

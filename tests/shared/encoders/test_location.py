@@ -1,8 +1,7 @@
 """Models that are not there are told before anything waits for them; the hub is a server that answers as it does."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from preprocess.job.settled import check_models
 from shared.cache.dataset import Cache
 from shared.encoders.location import require_model
 from shared.errors import InputError
+from tests.local_server import serving
 from tests.shared.clips.planning import PROVENANCE
 
 ANSWERS = {"/owner/empty/": "EntryNotFound", "/owner/guarded/": "GatedRepo", "/owner/none/": "RepoNotFound"}
@@ -39,14 +39,9 @@ class Hub(BaseHTTPRequestHandler):
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The paths that the hub was asked for; it runs meanwhile."""
     found: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"asked": found}))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(type("Handler", (Hub,), {"asked": found})) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        yield found
 
 
 @pytest.mark.parametrize(

@@ -90,16 +90,11 @@ def test_a_pass_of_many_tokens_multiplies_by_what_is_found(
         found.clear()
 
 
-def on_hopper() -> None:
-    if torch.cuda.get_device_capability() != HOPPER:
-        pytest.skip("the algorithm is for compute capability 9.0")
-
-
 @pytest.mark.gpu
+@pytest.mark.hopper
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("tokens", [LEAST_TOKENS, 10001])
 def test_a_chosen_product_rounds_no_worse_than_pytorchs(tokens: int, widths: tuple[int, int]) -> None:
-    on_hopper()
     K, N = widths
     torch.manual_seed(0)
     x, weight = torch.randn(tokens, K, device="cuda").bfloat16(), torch.randn(N, K, device="cuda") * K**-0.5
@@ -123,9 +118,9 @@ def test_a_chosen_product_rounds_no_worse_than_pytorchs(tokens: int, widths: tup
 
 
 @pytest.mark.gpu
+@pytest.mark.hopper
 @pytest.mark.parametrize("last", [120, 1, 39])
 def test_a_pass_with_products_chosen_gives_the_bits_of_one_without(last: int) -> None:
-    on_hopper()
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = T5EncoderModel(make_config()).eval()

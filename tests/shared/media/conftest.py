@@ -2,13 +2,14 @@
 
 import re
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+
+from tests.local_server import serving
 
 
 @dataclass(kw_only=True)
@@ -68,13 +69,5 @@ def _running(web_server: WebServer) -> Iterator[WebServer]:
             with suppress(ConnectionError):  # The client needs no more.
                 self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web_server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as web_server.url:
         yield web_server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -2,10 +2,9 @@
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
@@ -15,6 +14,7 @@ from shared.media.clip import Media
 from shared.media.manifest import read_manifest
 from shared.media.refusal import MediaError
 from shared.media.sources import open_source, stamp
+from tests.local_server import serving
 
 FILES = {"d/a.mp4": b"a clip of the hub " * 100, "d/a.txt": b"its text"}
 COMMIT = "c" * 40
@@ -58,14 +58,9 @@ class Hub(BaseHTTPRequestHandler):
 def statuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Answers of the next requests for content; the hub runs meanwhile."""
     found: list[int] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"statuses": found}))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(type("Handler", (Hub,), {"statuses": found})) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        yield found
 
 
 def test_clips_of_a_repository_are_read_as_files(statuses: list[int]) -> None:

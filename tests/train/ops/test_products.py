@@ -27,7 +27,7 @@ def test_few_rows_and_long_sums_are_left_to_pytorch() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("sizes", SIZES)
-def test_no_bit_of_a_product_differs(sizes: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bit_of_a_product_differs(sizes: tuple[int, int, int]) -> None:
     M, K, N = sizes
     torch.manual_seed(0)
     a = torch.randn(M, K, device="cuda").bfloat16()
@@ -36,14 +36,25 @@ def test_no_bit_of_a_product_differs(sizes: tuple[int, int, int], monkeypatch: p
     assert torch.equal(product(a, b), a @ b)
     assert torch.equal(linear_product(a, weight), F.linear(a, weight))
     assert torch.equal(linear_product(a, weight, bias), F.linear(a, weight, bias))
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("the rest is of Hopper's algorithms")
+
+
+@pytest.mark.gpu
+@pytest.mark.hopper
+@pytest.mark.parametrize("sizes", SIZES)
+def test_hoppers_algorithms_are_found_for_these_sizes(sizes: tuple[int, int, int]) -> None:
+    _, K, N = sizes
+    device = torch.device("cuda", torch.cuda.current_device())
     for transposed, with_bias in ((False, False), (True, False), (True, True)):
-        found = products._found(a.device, sizes, transposed, with_bias)
+        found = products._found(device, sizes, transposed, with_bias)
         assert (found is None) == (with_bias and K > N), (transposed, with_bias)
+
+
+@pytest.mark.gpu
+def test_reference_operations_look_for_no_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = torch.randn(32768, 64, device="cuda").bfloat16(), torch.randn(64, 64, device="cuda").bfloat16()
     monkeypatch.setattr(products, "find_product", None)
     products._found.cache_clear()
-    with reference_operations(("products",)):  # does not look for one
+    with reference_operations(("products",)):
         assert torch.equal(product(a, b), a @ b)
 
 
